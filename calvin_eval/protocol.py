@@ -1,0 +1,163 @@
+"""The contract that simulators, policies and the benchmark keep.
+
+Everything in this package (oracle, chains, recorder, evaluator, demonstrators) and every policy sees a
+robot only through the types below, so another simulator, a real robot or somebody else's policy plugs in
+by providing them. Nothing here needs more than numpy.
+
+Units are metres, radians and seconds; quaternions are (x, y, z, w). Shapes: B episodes, K actions in a chunk.
+
+Non-obvious behaviours
+    - Actions are relative and in units of 0.02 m and 0.05 rad; the environment adds them to its *target*
+      pose, not to the measured one (CALVIN SPEC 1.4), so a blocked arm winds up unless the caller holds back.
+    - Chunks are executed whole: whoever runs a policy executes all K actions that `Policy.act` returned before
+      it observes again. How many of its predicted actions a policy gives away is the policy's own choice.
+    - `render=False` leaves the two images empty, for callers who only need the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+
+CONTROL_RATE_HZ = 30
+ACTION_SIZE = 7
+"""dx, dy, dz, droll, dpitch, dyaw in [-1, 1], then the gripper: -1 close, +1 open."""
+MAX_REL_POS = 0.02
+"""Metres that a relative translation of 1 stands for."""
+MAX_REL_ORN = 0.05
+"""Radians that a relative rotation of 1 stands for."""
+
+SCENES = ("A", "B", "C", "D")
+BLOCKS = ("block_red", "block_blue", "block_pink")
+DOORS = ("base__slide", "base__drawer")
+LIGHTS = ("lightbulb", "led")
+
+NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
+"""Stands for an image that was not rendered."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the robot perceives at one control step (30 Hz).
+
+    Attributes:
+        rgb_static: (200, 200, 3) uint8, or the size asked of the simulator; `NO_IMAGE` when not rendered.
+        rgb_gripper: (84, 84, 3) uint8, likewise.
+        robot_obs: (15,) float64: tool position 3, euler xyz 3, finger opening 1, arm joints 7, last gripper
+            command 1 (CALVIN SPEC 1.2).
+        scene_obs: (24,) float64: slide, drawer, button, switch, lightbulb, led, then position and euler xyz of
+            three blocks **in the scene's own block order** (CALVIN SPEC 1.3). Privileged: demonstrators,
+            oracle and auxiliary losses only; None where nobody knows it.
+    """
+
+    rgb_static: np.ndarray
+    rgb_gripper: np.ndarray
+    robot_obs: np.ndarray
+    scene_obs: np.ndarray | None = None
+
+
+class Contact(NamedTuple):
+    """One touching partner: the other body and its link, by name, as ("table", "plank_link").
+
+    The robot is "robot", the play table "table", blocks go by their names of `BLOCKS`; a body's root link is
+    "base_link". A simulator may name its other bodies as it likes as long as the names differ.
+    """
+
+    body: str
+    link: str
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """A movable block: pose, velocities and what it touches.
+
+    Attributes:
+        position: (3,) m. orientation: (4,) quaternion xyzw.
+        linear_velocity: (3,) m/s. angular_velocity: (3,) rad/s.
+        contacts: every (body, link) that has a contact point with it, speculative ones (distance > 0) included.
+    """
+
+    position: np.ndarray
+    orientation: np.ndarray
+    linear_velocity: np.ndarray
+    angular_velocity: np.ndarray
+    contacts: frozenset[Contact]
+
+
+@dataclass(frozen=True)
+class Info:
+    """What the oracle reads: the privileged state of one moment.
+
+    Attributes:
+        scene: one of `SCENES`.
+        doors: joint positions (m) of `DOORS`.
+        lights: 0 or 1 for each of `LIGHTS`.
+        blocks: the state of each of `BLOCKS`.
+        robot_contacts: every (body, link) that touches the robot.
+    """
+
+    scene: str
+    doors: Mapping[str, float]
+    lights: Mapping[str, int]
+    blocks: Mapping[str, BlockState]
+    robot_contacts: frozenset[Contact]
+
+
+class Env(Protocol):
+    """A simulator or robot that executes relative actions at 30 Hz."""
+
+    @property
+    def scene(self) -> str:
+        """One of `SCENES`."""
+
+    @property
+    def renderer(self) -> str:
+        """The name of what draws the images, for result files."""
+
+    def reset(
+        self,
+        robot_obs: np.ndarray | None = None,
+        scene_obs: np.ndarray | None = None,
+        *,
+        render: bool = True,
+    ) -> Observation:
+        """Puts robot (15,) and scene (24,) into the given state; without one, into the default state."""
+
+    def step(self, action: np.ndarray, *, render: bool = True) -> Observation:
+        """Executes one action (7,) for 1/30 s. The gripper entry must be exactly -1 or 1.
+
+        Raises:
+            ValueError: wrong shape, a value that is not finite, or a gripper entry other than -1 and 1.
+        """
+
+    def info(self) -> Info:
+        """The state the oracle reads, as of the last reset or step."""
+
+    def close(self) -> None:
+        """Frees everything. Closing twice is fine."""
+
+
+Memory: TypeAlias = Any
+"""What a policy remembers of one episode; only the policy that made it looks inside."""
+
+
+class Policy(Protocol):
+    """Observations and an instruction in, chunks of actions out.
+
+    A policy keeps no episode in itself: memory goes in and comes out, so that many episodes share one forward
+    pass and an episode can be paused, copied or moved.
+    """
+
+    def start(self, instruction: str) -> Memory:
+        """The memory of an episode that begins now."""
+
+    def act(
+        self, observations: Sequence[Observation], memories: Sequence[Memory]
+    ) -> tuple[np.ndarray, Sequence[Memory]]:
+        """The next actions of B episodes, (B, K, 7), and the B memories to pass in next time.
+
+        All K are executed before the next call. Gripper entries are exactly -1 or 1.
+        """

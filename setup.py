@@ -1,0 +1,59 @@
+"""Packaging. Every dependency is named with its reason; heavy or niche ones are extras."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+SIMULATOR = [
+    "numpy>=1.26",  # all state and images of the benchmark
+    "scipy>=1.11",  # rotations, Wilson and bootstrap intervals
+    "pybullet>=3.2.5",  # CALVIN's physics engine; its data carries the Panda arm
+    "panda3d>=1.10.14",  # the CPU renderer: forty times faster than pybullet's own
+    "pyyaml>=6",  # CALVIN's statistics.yaml and merged_config.yaml, our configs
+    "rich>=13",  # progress bars and tables in the terminal
+    "imageio[ffmpeg]>=2.31",  # mp4 videos, with the encoder in the wheel
+    "matplotlib>=3.8",  # plots of the report
+    "jinja2>=3.1",  # the report's HTML
+    "pillow>=10",  # captions on videos, image resizing
+]
+POLICY = [
+    "torch>=2.8",  # scaled_dot_product_attention, weights_only loading
+    "torchvision>=0.23",  # open_clip imports it
+    "open_clip_torch>=2.30",  # the CLIP vision encoders
+    "transformers>=5",  # the causal language models and their tokenizers
+    "einops>=0.7",  # open_flamingo's modules need it
+    "einops-exts>=0.0.4",  # likewise
+    "lightning>=2.4",  # the training loop, DDP
+    "jsonargparse[signatures]>=4.35",  # command line and YAML from typed signatures
+    "safetensors>=0.4",  # weights that hold no code
+    "tensorboard>=2.15",  # training curves, live
+]
+DEVELOP = [
+    "pytest>=8",
+    "pytest-xdist>=3.5",  # tests on all cores
+    "pytest-timeout>=2.3",  # a hung test names itself
+    "hypothesis>=6.100",  # property tests
+    "ruff>=0.6",
+    "mypy>=1.11",
+    "types-PyYAML",
+]
+
+setup(
+    name="roboflamingo",
+    version="0.1.0",
+    description="Vision-language models fine-tuned into robot policies, and CALVIN's benchmark to prove them",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10,<3.13",
+    packages=find_packages(include=["roboflamingo", "roboflamingo.*", "calvin_eval", "calvin_eval.*"]),
+    package_data={"calvin_eval": ["data/*", "report/*.html.j2"], "roboflamingo": ["py.typed"]},
+    install_requires=SIMULATOR + POLICY,
+    extras_require={
+        "dev": DEVELOP,
+        # open_flamingo 2.0.1 pins torch==2.0.1, so pip cannot solve for it: install it with --no-deps (see Makefile)
+    },
+    entry_points={"console_scripts": ["roboflamingo=roboflamingo.cli.main:main"]},
+)
