@@ -1,0 +1,154 @@
+"""Demonstrators for the tasks that move blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from calvin_eval.experts import grasp as g
+from calvin_eval.experts.grasp import TABLE_TOP
+from calvin_eval.experts.motion import CLOSE, FRONT_YAW, Goal, from_above, home
+from calvin_eval.experts.state import Block, State
+
+ROTATE_ROOM = 1.35
+"""Wrist turn (rad) that a rotation of 60 degrees may need."""
+
+
+def rotate(state: State, block: Block, direction: float) -> Goal:
+    """Turns the block on the table; direction is +1 for left (counter-clockwise), -1 for right."""
+    room = (ROTATE_ROOM, 0.0) if direction < 0 else (0.0, ROTATE_ROOM)
+    if not state.held(block):
+        return g.grasp(state, block, room=room)
+    # Servo the block's own height: a block that floats by millimetres loses the contact that the oracle asks for.
+    height = state.tool[2] + (TABLE_TOP + 0.019 - block.position[2])
+    return Goal(np.array([state.tool[0], state.tool[1], height]), state.yaw + 0.12 * direction, CLOSE, state.lean)
+
+
+def push(state: State, block: Block, direction: float) -> Goal:
+    """Pushes the block along the front edge; direction is +1 for right (+x), -1 for left."""
+    reach = 0.5 * block.extent(0.0) + 0.027
+    behind = direction * (block.position[0] - state.tool[0])
+    aside = state.tool[1] - block.position[1]
+    height = block.position[2] + 0.004
+    lean = g.front_lean(block.position[1])
+    low = abs(state.tool[2] - height) < 0.012
+    if low and behind > 0.5 * reach and abs(aside) < 0.02:
+        # A contact behind the centre line steers the block; leaning against the drift keeps it straight.
+        ahead = direction * 0.05
+        return Goal(np.array([state.tool[0] + ahead, block.position[1], height]), FRONT_YAW, CLOSE, lean)
+    start = np.array([block.position[0] - direction * (reach + 0.025), block.position[1], height])
+    return from_above(state, start, FRONT_YAW, g.idle_gripper(state), lean=lean)
+
+
+def push_into_drawer(state: State, block: Block) -> Goal:
+    """Pushes the block over the front edge into the open drawer."""
+    reach = 0.5 * block.extent(np.pi / 2) + 0.0105
+    low_x, high_x = state.scene.drawer_x
+    half = 0.5 * block.extent(0.0) + 0.012
+    goal_x = float(np.clip(block.position[0], low_x + half, high_x - half))
+    height = block.position[2] + 0.004
+    drift = goal_x - block.position[0]
+    if abs(drift) > 0.02:  # not in front of the drawer yet: along the edge first
+        return push(state, block, float(np.sign(drift)))
+    behind = state.tool[1] - block.position[1]
+    aside = state.tool[0] - block.position[0]
+    if abs(state.tool[2] - height) < 0.012 and behind > 0.5 * reach and abs(aside) < 0.02:
+        return Goal(np.array([block.position[0], state.tool[1] - 0.05, height]), FRONT_YAW, CLOSE)
+    start = np.array([block.position[0], block.position[1] + reach + 0.025, height])
+    return from_above(state, start, FRONT_YAW, g.idle_gripper(state))
+
+
+def push_nearest_into_drawer(state: State) -> Goal:
+    """Pushes the one block that lies on the table (the nearest to the drawer) into the drawer."""
+    centre = np.array([np.mean(state.scene.drawer_x), -0.18])
+    candidates = [b for b in state.blocks.values() if g.on_table(b)] or list(state.blocks.values())
+    return push_into_drawer(state, min(candidates, key=lambda b: float(np.hypot(*(b.position[:2] - centre)))))
+
+
+def lift(state: State, block: Block) -> Goal:
+    """Lifts the block from wherever it lies."""
+    return g.lift(state, block)
+
+
+def place_in_slider(state: State) -> Goal:
+    """Puts the held block onto the plank, in the half that the door leaves open."""
+    block = _carried(state)
+    left, right = state.scene.cabinet_opening
+    door_left = state.scene.slide_x - state.slide
+    door_right = door_left + state.scene.slide_width
+    free = (left, door_left) if door_left - left > right - door_right else (door_right, right)
+    half = 0.075
+    xs = np.linspace(min(free[0] + half, np.mean(free)), max(free[1] - half, np.mean(free)), 5)
+    taken = [o.position[0] for o in state.others(block) if g.in_cabinet(o)]
+    clear = [min([abs(x - t) for t in taken], default=1.0) for x in xs]
+    x = float(xs[int(np.argmax(np.minimum(clear, 0.09) - 0.01 * np.abs(xs - np.mean(free))))])
+    target = np.array([x, 0.065, TABLE_TOP + 0.024])
+    if not state.held(block):
+        if g.in_cabinet(block):
+            return _withdraw(state)
+        return g.grasp(state, block)
+    return g.carry(state, block, target, FRONT_YAW, clearance=0.11)
+
+
+def place_in_drawer(state: State) -> Goal:
+    """Puts the held block into the open drawer."""
+    block = _carried(state)
+    if not state.held(block):
+        if g.in_drawer(block):
+            return _withdraw(state)
+        return g.grasp(state, block)
+    inner_x = np.mean(state.scene.drawer_x)
+    target = np.array([inner_x, -0.06 - state.drawer, 0.342 + 0.026])
+    return g.carry(state, block, target, FRONT_YAW, clearance=0.14, tolerance=0.03)
+
+
+def stack(state: State) -> Goal:
+    """Puts the held block on top of another one."""
+    block = _carried(state)
+    below = _support(state, block)
+    if not state.held(block):
+        if _rests_on(block, below):
+            return _withdraw(state)
+        return g.grasp(state, block)
+    turn = np.pi / 2 if below.size[0] < 0.06 and block.size[0] < 0.06 else np.pi
+    yaw = state.yaw + _nearest_turn(below.yaw - block.yaw, turn)
+    if not g.YAW_RANGE[0] < yaw < g.YAW_RANGE[1]:
+        yaw = state.yaw
+    target = below.position + np.array([0.0, 0.0, 0.042])
+    return g.carry(state, block, target, yaw, clearance=0.08, tolerance=0.006)
+
+
+def unstack(state: State) -> Goal:
+    """Takes the upper block off the lower one."""
+    pairs = [(a, b) for a in state.blocks.values() for b in state.others(a) if _rests_on(a, b)]
+    if not pairs:
+        block = state.holding()
+        return g.release(state, block) if block else home(state)
+    return g.lift(state, pairs[0][0])
+
+
+def _carried(state: State) -> Block:
+    """The block that a placing task is about: the held one, or else the nearest to the fingers."""
+    return state.holding() or min(
+        state.blocks.values(), key=lambda block: float(np.linalg.norm(block.position - state.tool))
+    )
+
+
+def _support(state: State, block: Block) -> Block:
+    """The block to stack on: the nearest on the table, else the nearest anywhere."""
+    others = state.others(block)
+    candidates = [other for other in others if g.on_table(other)] or others
+    return min(candidates, key=lambda other: float(np.hypot(*(other.position - block.position)[:2])))
+
+
+def _rests_on(upper: Block, lower: Block) -> bool:
+    offset = upper.position - lower.position
+    return bool(abs(offset[2] - 0.04) < 0.008 and np.hypot(offset[0], offset[1]) < 0.055)
+
+
+def _nearest_turn(angle: float, period: float) -> float:
+    return float((angle + period / 2) % period - period / 2)
+
+
+def _withdraw(state: State) -> Goal:
+    """Opens the fingers and rises out of the way."""
+    return Goal(state.tool + np.array([0.0, 0.0, 0.06]), state.yaw, g.OPEN, state.lean)

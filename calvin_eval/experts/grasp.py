@@ -1,0 +1,135 @@
+"""Grasping, carrying and putting down blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from calvin_eval.experts.motion import CLOSE, FRONT_YAW, OPEN, Goal, from_above
+from calvin_eval.experts.state import Block, State
+
+TABLE_TOP = 0.44
+YAW_RANGE = (-0.6, 3.8)
+"""Tool yaws (rad) that the wrist reaches over the whole table."""
+CABINET_LEAN = np.array([0.0, 0.5])
+"""Lean that keeps the hand in front of the cabinet's lintel, sides and door."""
+
+
+def in_cabinet(block: Block) -> bool:
+    """Whether the block lies on the plank behind the sliding door."""
+    return bool(block.position[1] > 0.03 and block.position[2] < 0.56)
+
+
+def in_drawer(block: Block) -> bool:
+    """Whether the block lies in the drawer."""
+    return bool(block.position[2] < 0.42)
+
+
+def on_table(block: Block) -> bool:
+    """Whether the block lies on the table top in front of the cabinet."""
+    return bool(block.position[1] < 0.03 and 0.45 < block.position[2] < 0.475)
+
+
+def grasp_yaw(state: State, block: Block, room: tuple[float, float] = (0.0, 0.0)) -> float:
+    """The tool yaw (rad) to grasp the block with.
+
+    Fingers close over a narrow side, so every half turn is as good, and for a cube every quarter turn. Among
+    those the wrist reaches, with `room` left to turn down and up, it is the one nearest to the hand's own yaw;
+    inside the cabinet the one nearest to `FRONT_YAW`, where the hand fits.
+    """
+    long = block.size[0] > 0.06
+    step = np.pi if long else np.pi / 2
+    base = block.yaw % step
+    candidates = base + step * np.arange(-3, 4)
+    low, high = YAW_RANGE[0] + room[0], YAW_RANGE[1] - room[1]
+    fitting = candidates[(candidates >= low) & (candidates <= high)]
+    if not len(fitting):
+        fitting = np.clip(candidates, low, high)
+    preferred = FRONT_YAW if in_cabinet(block) or in_drawer(block) else 0.5 * (FRONT_YAW + state.yaw)
+    # A middle block may be taken over either side, but the narrow one leaves more room for errors.
+    cost = np.abs(fitting - preferred)
+    if block.size[0] > 0.05 and not long:
+        cost = cost + 0.5 * (np.abs(np.sin(fitting - block.yaw)) > 0.5)
+    yaw = float(fitting[int(np.argmin(cost))])
+    if in_cabinet(block):
+        yaw = float(np.clip(yaw, FRONT_YAW - 0.5, FRONT_YAW + 0.5))
+    return yaw
+
+
+def front_lean(y: float) -> np.ndarray:
+    """The lean (2,) that keeps the hand clear of handle and switch over a target this close to the cabinet."""
+    return np.array([0.0, 0.4 * float(np.clip((y + 0.08) / 0.04, 0.0, 1.0))])
+
+
+def along_heading(lean: np.ndarray, yaw: float) -> np.ndarray:
+    """The part of a lean that leaves the fingers' opening direction level."""
+    heading = np.array([np.cos(yaw), np.sin(yaw)])
+    return (lean @ heading) * heading
+
+
+def let_go(state: State) -> Goal:
+    """Opens the fingers; rising a little, since tips that press on something do not slide open."""
+    return Goal(state.tool + np.array([0.0, 0.0, 0.02]), state.yaw, OPEN, state.lean)
+
+
+def grasp(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0)) -> Goal:
+    """Heads for the block with open fingers and closes them around it."""
+    yaw = grasp_yaw(state, block, room)
+    lean = CABINET_LEAN if in_cabinet(block) else along_heading(front_lean(block.position[1]), yaw)
+    target = block.position + np.array([0.0, 0.0, 0.002])
+    offset = target - state.tool
+    deep = -0.014 < offset[2] < 0.008
+    there = deep and np.hypot(offset[0], offset[1]) < 0.008 and abs(yaw - state.yaw) < 0.12
+    if there or (deep and state.straddles(block) and state.width < 0.07):
+        return Goal(target, yaw, CLOSE, lean)
+    return from_above(state, target, yaw, OPEN, lean=lean)
+
+
+def lift(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0)) -> Goal:
+    """Grasps the block and raises it."""
+    if state.held(block):
+        return Goal(state.tool + np.array([0.0, 0.0, 0.06]), state.yaw, CLOSE, state.lean)
+    return grasp(state, block, room=room)
+
+
+def carry(state: State, block: Block, target: np.ndarray, yaw: float, *, clearance: float, tolerance: float = 0.012) -> Goal:
+    """Moves the held block's centre to the target from above, and lets go of it there."""
+    error = target - block.position
+    if np.hypot(error[0], error[1]) < tolerance and abs(error[2]) < 0.008:
+        return let_go(state)
+    return from_above(state, state.tool + error, yaw, CLOSE, clearance=clearance)
+
+
+def free_spot(state: State, block: Block) -> np.ndarray:
+    """The nearest place (3,) on the table where the block can be put down next to the others."""
+    low, high = state.scene.table_surface
+    xs, ys = np.linspace(low[0], high[0], 15), np.linspace(low[1], high[1], 4)
+    spots = np.array([(x, y) for x in xs for y in ys])
+    distance = np.hypot(*(spots - block.position[:2]).T)
+    for other in state.others(block):
+        distance = distance + 10.0 * (np.hypot(*(spots - other.position[:2]).T) < 0.10)
+    x, y = spots[int(np.argmin(distance))]
+    return np.array([x, y, TABLE_TOP + 0.021])
+
+
+def release(state: State, block: Block) -> Goal:
+    """Puts down a block that the present task does not want held."""
+    alone = all(np.hypot(*(o.position - block.position)[:2]) > 0.075 for o in state.others(block))
+    resting = block.position[2] < TABLE_TOP + 0.024 or in_drawer(block)
+    if resting and (alone or in_drawer(block)):
+        return let_go(state)
+    spot = block.position * [1, 1, 0] + [0, 0, TABLE_TOP + 0.021] if alone and on_table_area(block) else free_spot(state, block)
+    return carry(state, block, spot, state.yaw, clearance=0.08)
+
+
+def on_table_area(block: Block) -> bool:
+    """Whether the block is over the table top in front of the cabinet."""
+    return bool(-0.16 < block.position[1] < 0.0 and abs(block.position[0]) < 0.40)
+
+
+def idle_gripper(state: State) -> float:
+    """The command for a task done with closed fingers: they stay open while a block is between them."""
+    near = any(
+        np.hypot(*(b.position - state.tool)[:2]) < 0.07 and abs(b.position[2] - state.tool[2]) < 0.045
+        for b in state.blocks.values()
+    )
+    return OPEN if near and state.width > 0.01 else CLOSE
