@@ -1,0 +1,1 @@
+"""CALVIN data sets on disk, made into batches of windows."""

@@ -1,0 +1,147 @@
+"""Windows of consecutive frames with their instruction and the actions to come, read from packed splits.
+
+There is one window for every frame of every segment: the frame is the window's last, and the T - 1 before
+it are the past that a policy would have seen by then. Before the segment's start there is no past; the
+first frame is repeated there and `frame_mask` is False, as it is for a policy that has just been given its
+instruction.
+
+A batch is a dictionary (B windows, T frames, K actions):
+    rgb_static   (B, T, S, S, 3) uint8
+    rgb_gripper  (B, T, G, G, 3) uint8
+    robot_obs    (B, T, 15) float32
+    scene_obs    (B, T, 24) float32, blocks in the order red, blue, pink
+    actions      (B, T, K, 7) float32, the recorded actions of frames t .. t + K - 1
+    action_mask  (B, T, K) bool, False past the segment's end
+    frame_mask   (B, T) bool
+    instruction  list of B sentences
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from roboflamingo.data.annotations import DataError
+
+ARRAYS = ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", "actions")
+
+
+class Windows(Dataset[Any]):
+    """The windows of one or several packed splits, a torch data set whose items are whole batches.
+
+    Args:
+        packed: folders that `packing.pack` made.
+        window: T, frames in a window.
+        chunk: K, actions to come at every frame.
+        stride: recorded frames from one frame of a window to the next; the actions to come are never strided.
+        weights: for every folder, how often a window of it is drawn relative to the other folders' windows.
+
+    Raises:
+        DataError: no folder, or weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        packed: Sequence[Path],
+        *,
+        window: int,
+        chunk: int,
+        stride: int = 1,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        weights = [1.0] * len(packed) if weights is None else list(weights)
+        if not packed or len(weights) != len(packed):
+            raise DataError(
+                f"{len(packed)} data folders and {len(weights)} weights; one of each is needed at least"
+            )
+        if min(window, chunk, stride) < 1 or min(weights) <= 0:
+            raise DataError(
+                f"window {window}, chunk {chunk}, stride {stride} and weights {weights} must be positive"
+            )
+        self.window, self.chunk, self.stride = window, chunk, stride
+        self._folders = [Path(folder) for folder in packed]
+        indices = [
+            json.loads((folder / "index.json").read_text(encoding="utf-8")) for folder in self._folders
+        ]
+        segments = [(i, segment) for i, index in enumerate(indices) for segment in index["segments"]]
+        self._first_rows = np.concatenate([[0], np.cumsum([index["frames"] for index in indices])])
+        self.instructions = [segment["instruction"] for _, segment in segments]
+        self.tasks = [segment["task"] for _, segment in segments]
+        # first frame and the one after the last of every segment, counted through all folders: (segments, 2)
+        self._bounds = np.array([segment["rows"] for _, segment in segments])
+        self._bounds += self._first_rows[[i for i, _ in segments], None]
+        self._lengths = self._bounds[:, 1] - self._bounds[:, 0]
+        self._ends = np.cumsum(self._lengths)
+        self._segment_weights = np.array([weights[i] for i, _ in segments])
+        self._open()
+
+    def _open(self) -> None:
+        # plain array views: indexing an np.memmap costs a Python call for every slice
+        self._maps: list[dict[str, np.ndarray]] = [
+            {name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ARRAYS}
+            for folder in self._folders
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_maps"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def draw_weights(self, *, balance_tasks: bool = False) -> np.ndarray:
+        """How often each window is to be drawn, (len(self),) and relative.
+
+        Args:
+            balance_tasks: whether every task is drawn equally often; within a task the folders' weights hold.
+        """
+        weights = self._segment_weights
+        if balance_tasks:
+            _, task = np.unique(self.tasks, return_inverse=True)
+            weights = weights / np.bincount(task, weights=weights * self._lengths)[task]
+        return np.repeat(weights, self._lengths)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The batch of the windows with these numbers, as numpy arrays."""
+        window = np.asarray(indices, np.int64)
+        segment = np.searchsorted(self._ends, window, side="right")
+        first, stop = self._bounds[segment].T[:, :, None]  # each (B, 1)
+        last = first + (window - self._ends[segment] + self._lengths[segment])[:, None]
+        frames_BT = last - self.stride * np.arange(self.window - 1, -1, -1)
+        frame_mask = frames_BT >= first
+        frames_BT = np.maximum(frames_BT, first)
+        steps_BTK = frames_BT[:, :, None] + np.arange(self.chunk)
+        action_mask = steps_BTK < stop[:, :, None]
+        steps_BTK = np.minimum(steps_BTK, stop[:, :, None] - 1)
+        batch: dict[str, Any] = {name: self._take(name, frames_BT) for name in ARRAYS[:-1]}
+        return batch | {
+            "actions": self._take("actions", steps_BTK),
+            "action_mask": action_mask,
+            "frame_mask": frame_mask,
+            "instruction": [self.instructions[i] for i in segment],
+        }
+
+    def _take(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """`rows` of one array, counted through all folders; its shape follows that of `rows`."""
+        if len(self._maps) == 1:
+            return np.take(self._maps[0][name], rows, axis=0)
+        sample = self._maps[0][name]
+        taken = np.empty(rows.shape + sample.shape[1:], sample.dtype)
+        owner = np.searchsorted(self._first_rows, rows, side="right") - 1
+        for i in np.unique(owner):
+            taken[owner == i] = self._maps[i][name][rows[owner == i] - self._first_rows[i]]
+        return taken
+
+
+def to_tensors(batch: dict[str, Any]) -> dict[str, Any]:
+    """The same batch with torch tensors that share the arrays' memory; sentences stay a list."""
+    return {key: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for key, v in batch.items()}

@@ -1,0 +1,71 @@
+"""Writes small data sets in CALVIN's format (CALVIN SPEC 1.12) whose frames are noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+TASKS = ("open_drawer", "close_drawer", "push_red_block_left", "turn_on_led")
+
+
+def write_frame(path: Path, random: np.random.Generator, **replaced: np.ndarray) -> None:
+    """One frame's file; `replaced` gives keys other contents than noise."""
+    action = random.uniform(-1, 1, 7)
+    action[6] = random.choice([-1.0, 1.0])
+    frame = {
+        "actions": action * [0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 1],
+        "rel_actions": action,
+        "robot_obs": random.uniform(-1, 1, 15),
+        "scene_obs": random.uniform(-1, 1, 24),
+        "rgb_static": random.integers(0, 256, (40, 40, 3), np.uint8),
+        "rgb_gripper": random.integers(0, 256, (24, 24, 3), np.uint8),
+    }
+    np.savez_compressed(path, **(frame | replaced))
+
+
+def write_split(
+    folder: Path,
+    *,
+    lengths: Sequence[int] = (9, 5, 12, 7),
+    seed: int = 0,
+    first_frame: int = 100,
+    overlap: int = 0,
+    block_order: Sequence[str] = ("block_red", "block_blue", "block_pink"),
+    language: str = "lang_annotations",
+) -> list[tuple[int, int]]:
+    """Writes a split with one segment of each length and returns their bounds (start, stop).
+
+    Between segments lie two frames that belong to none, or, with `overlap`, frames that belong to both.
+    """
+    random = np.random.default_rng(seed)
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / language).mkdir()
+    bounds, start = [], first_frame
+    for length in lengths:
+        bounds.append((start, start + length))
+        start += length - overlap if overlap else length + 2
+    for frame in range(first_frame, bounds[-1][1] + 2):
+        write_frame(folder / f"episode_{frame:07d}.npz", random)
+    tasks = [TASKS[i % len(TASKS)] for i in range(len(lengths))]
+    annotations = {
+        "language": {
+            "ann": [f"please {task.replace('_', ' ')} {i}" for i, task in enumerate(tasks)],
+            "task": tasks,
+            "emb": random.normal(size=(len(tasks), 1, 8)).astype(np.float32),
+        },
+        "info": {"episodes": [], "indx": bounds},
+    }
+    np.save(folder / language / "auto_lang_ann.npy", annotations, allow_pickle=True)  # type: ignore[arg-type]
+    config = {"scene": {"objects": {"movable_objects": {block: {} for block in block_order}}}}
+    (folder / ".hydra" / "merged_config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return bounds
+
+
+def write_dataset(folder: Path, *, seed: int = 0, lengths: Sequence[int] = (9, 5, 12, 7)) -> Path:
+    """A data set with a training and a validation split."""
+    write_split(folder / "training", seed=seed, lengths=lengths)
+    write_split(folder / "validation", seed=seed + 1, lengths=lengths[:2], first_frame=9000)
+    return folder
