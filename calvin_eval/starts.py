@@ -15,7 +15,7 @@ from calvin_eval.experts.policy import PLACING
 from calvin_eval.experts.state import Block, State
 from calvin_eval.protocol import BLOCKS, NO_IMAGE, Observation
 from calvin_eval.tasks import TASKS
-from calvin_eval.world.scenes import SceneGeometry, scene_geometry
+from calvin_eval.world.scenes import RESTING_ROBOT_OBS, SceneGeometry, scene_geometry
 
 TABLE_HEIGHT, PLANK_HEIGHT, DRAWER_HEIGHT = 0.4599, 0.46099, 0.3624
 """Heights (m) of a resting block's centre. At exactly 0.46 a block has no table contact after one physics step."""
@@ -24,11 +24,6 @@ STACK_STEP = 0.0398
 DRAWER_OPEN, SWITCH_UP = 0.22, 0.088
 FINGER_ROOM = 0.075
 """Distance (m) from a block's centre to the cabinet's sides or the door that open fingers need."""
-RESTING_ROBOT_OBS = np.array(
-    [0.02586889, -0.2313129, 0.5712808, 3.09045411, -0.02908596, 1.50013585, 0.08]
-    + [-1.21779206, 1.03987646, 2.11978261, -2.34205014, -0.87015947, 1.64119353, 0.55344866, 1.0]
-)
-"""The robot's default state (CALVIN SPEC 1.2)."""
 
 
 def possible(task: str, state: State) -> bool:
@@ -47,18 +42,21 @@ def _lift_possible(place: str, block: Block, state: State) -> bool:
     if _covered(block, state):
         return False
     if place == "table":
-        return grasp.on_table(block)
+        return grasp.on_table(block) and not _under_handle(block, state)
     if place == "drawer":
         return grasp.in_drawer(block) and state.drawer > 0.18
     return grasp.in_cabinet(block) and not _out_of_reach(block, state)
 
 
 def _room(words: list[str], block: Block, state: State) -> bool:
-    if _covered(block, state):
+    if _covered(block, state) or _under_handle(block, state):
         return False
     if words[0] == "rotate":
         return True
-    end = block.position[0] + (0.13 if words[3] == "right" else -0.13)
+    direction = 1.0 if words[3] == "right" else -1.0
+    if any(_fills_room_behind(other, block, direction) for other in state.others(block)):
+        return False
+    end = block.position[0] + 0.13 * direction
     button_x, button_y = state.scene.button[:2]
     low, high = sorted((block.position[0], end))
     button_in_way = abs(block.position[1] - button_y) < 0.06 and low - 0.07 < button_x < high + 0.07
@@ -74,26 +72,39 @@ def _covered(block: Block, state: State) -> bool:
     )
 
 
+def _under_handle(block: Block, state: State) -> bool:
+    """Whether the sliding door's handle leaves no room for the hand above a block on the table."""
+    handle_x = state.scene.slide_handle(state.slide)[0]
+    return bool(block.position[1] > -0.05 and abs(block.position[0] - handle_x) < 0.10)
+
+
+def _fills_room_behind(other: Block, block: Block, direction: float) -> bool:
+    """Whether another block lies where the fingers must go to push this one."""
+    behind = direction * (block.position[0] - other.position[0])
+    room = 0.5 * (block.extent(0.0) + other.extent(0.0)) + 0.085
+    return bool(0.0 < behind < room and abs(block.position[1] - other.position[1]) < 0.065)
+
+
 def _out_of_reach(block: Block, state: State) -> bool:
     """Whether door or side walls leave no room for fingers around a block in the cabinet."""
-    left = state.scene.slide_x - state.slide
+    left, right = state.scene.slide_span(state.slide)
     low, high = state.scene.cabinet_opening
     x = block.position[0]
-    door = left - FINGER_ROOM < x < left + state.scene.slide_width + FINGER_ROOM
+    door = left - FINGER_ROOM < x < right + FINGER_ROOM
     return bool(door or x < low + FINGER_ROOM or x > high - FINGER_ROOM)
 
 
 def _free_half_width(state: State) -> float:
     low, high = state.scene.cabinet_opening
-    left = state.scene.slide_x - state.slide
-    return float(max(left - low, high - left - state.scene.slide_width))
+    left, right = state.scene.slide_span(state.slide)
+    return float(max(left - low, high - right))
 
 
 def _can_push_into_drawer(state: State, held: Block | None) -> bool:
     candidates = [b for b in state.blocks.values() if grasp.on_table(b)]
     if held is not None or len(candidates) != 1 or state.drawer < 0.18:
         return False
-    low, high = state.scene.drawer_x
+    low, high = state.scene.drawer_interior
     return low + 0.02 < candidates[0].position[0] < high - 0.02
 
 
@@ -172,7 +183,7 @@ def _grant_places(wish: str, places: dict[str, str], rng: np.random.Generator) -
             places[other] = "table" if other == chosen else "slider"
     elif wish == "unstack_block":
         lower, upper = (str(name) for name in rng.choice(BLOCKS, 2, replace=False))
-        places[lower], places[upper] = "table", f"on {lower}"
+        places[lower], places[upper] = "base", f"on {lower}"
     elif wish == "stack_block":
         first, second = (str(name) for name in rng.choice(BLOCKS, 2, replace=False))
         places[first] = places[second] = "table"
@@ -200,9 +211,9 @@ def _block_poses(
 
 
 def _pose_on(geometry: SceneGeometry, place: str, drawer: float, rng: np.random.Generator) -> np.ndarray:
-    """A pose (6,) on the table top, on the plank or in the drawer."""
+    """A pose (6,) on the table top (as "base" of a stack clear of the door's handle), on the plank or in the drawer."""
     if place == "drawer":
-        low_x, high_x = geometry.drawer_x
+        low_x, high_x = geometry.drawer_interior
         x, y = rng.uniform(low_x + 0.05, high_x - 0.05), rng.uniform(-0.10, -0.02) - drawer
         return np.array([x, y, DRAWER_HEIGHT, 0, 0, rng.uniform(-np.pi, np.pi)])
     if place == "slider":
@@ -212,7 +223,7 @@ def _pose_on(geometry: SceneGeometry, place: str, drawer: float, rng: np.random.
     low, high = geometry.surfaces["table"]
     while True:
         position = rng.uniform(low[:2], high[:2])
-        if np.hypot(*(position - geometry.button[:2])) > 0.09:
+        if np.hypot(*(position - geometry.button[:2])) > 0.09 and (place != "base" or position[1] < -0.08):
             return np.array([*position, TABLE_HEIGHT, 0, 0, rng.uniform(-np.pi, np.pi)])
 
 

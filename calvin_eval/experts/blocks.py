@@ -42,7 +42,7 @@ def push(state: State, block: Block, direction: float) -> Goal:
 def push_into_drawer(state: State, block: Block) -> Goal:
     """Pushes the block over the front edge into the open drawer."""
     reach = 0.5 * block.extent(np.pi / 2) + 0.0105
-    low_x, high_x = state.scene.drawer_x
+    low_x, high_x = state.scene.drawer_interior
     half = 0.5 * block.extent(0.0) + 0.012
     goal_x = float(np.clip(block.position[0], low_x + half, high_x - half))
     height = block.position[2] + 0.004
@@ -50,16 +50,17 @@ def push_into_drawer(state: State, block: Block) -> Goal:
     if abs(drift) > 0.02:  # not in front of the drawer yet: along the edge first
         return push(state, block, float(np.sign(drift)))
     behind = state.tool[1] - block.position[1]
+    lean = g.front_lean(block.position[1] + reach)
     aside = state.tool[0] - block.position[0]
     if abs(state.tool[2] - height) < 0.012 and behind > 0.5 * reach and abs(aside) < 0.02:
-        return Goal(np.array([block.position[0], state.tool[1] - 0.05, height]), FRONT_YAW, CLOSE)
-    start = np.array([block.position[0], block.position[1] + reach + 0.025, height])
-    return from_above(state, start, FRONT_YAW, g.idle_gripper(state))
+        return Goal(np.array([block.position[0], state.tool[1] - 0.05, height]), FRONT_YAW, CLOSE, lean)
+    start = np.array([block.position[0], block.position[1] + reach + 0.02, height])
+    return from_above(state, start, FRONT_YAW, g.idle_gripper(state), lean=lean)
 
 
 def push_nearest_into_drawer(state: State) -> Goal:
     """Pushes the one block that lies on the table (the nearest to the drawer) into the drawer."""
-    centre = np.array([np.mean(state.scene.drawer_x), -0.18])
+    centre = np.array([np.mean(state.scene.drawer_interior), -0.18])
     candidates = [b for b in state.blocks.values() if g.on_table(b)] or list(state.blocks.values())
     return push_into_drawer(state, min(candidates, key=lambda b: float(np.hypot(*(b.position[:2] - centre)))))
 
@@ -73,8 +74,8 @@ def place_in_slider(state: State) -> Goal:
     """Puts the held block onto the plank, in the half that the door leaves open."""
     block = _carried(state)
     left, right = state.scene.cabinet_opening
-    door_left = state.scene.slide_x - state.slide
-    door_right = door_left + state.scene.slide_width
+    door_left = state.scene.slide_span(state.slide)[0]
+    door_right = state.scene.slide_span(state.slide)[1]
     free = (left, door_left) if door_left - left > right - door_right else (door_right, right)
     half = 0.075
     xs = np.linspace(min(free[0] + half, np.mean(free)), max(free[1] - half, np.mean(free)), 5)
@@ -96,7 +97,7 @@ def place_in_drawer(state: State) -> Goal:
         if g.in_drawer(block):
             return _withdraw(state)
         return g.grasp(state, block)
-    inner_x = np.mean(state.scene.drawer_x)
+    inner_x = np.mean(state.scene.drawer_interior)
     target = np.array([inner_x, -0.06 - state.drawer, 0.342 + 0.026])
     return g.carry(state, block, target, FRONT_YAW, clearance=0.14, tolerance=0.03)
 

@@ -78,7 +78,8 @@ def grasp(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0))
     target = block.position + np.array([0.0, 0.0, 0.002])
     offset = target - state.tool
     deep = -0.014 < offset[2] < 0.008
-    there = deep and np.hypot(offset[0], offset[1]) < 0.008 and abs(yaw - state.yaw) < 0.12
+    along, across = state.in_tool_axes(offset[:2])  # closing fingers centre the block along their own direction
+    there = deep and abs(along) < 0.016 and abs(across) < 0.008 and abs(yaw - state.yaw) < 0.12
     if there or (deep and state.straddles(block) and state.width < 0.07):
         return Goal(target, yaw, CLOSE, lean)
     return from_above(state, target, yaw, OPEN, lean=lean)
@@ -101,7 +102,7 @@ def carry(state: State, block: Block, target: np.ndarray, yaw: float, *, clearan
 
 def free_spot(state: State, block: Block) -> np.ndarray:
     """The nearest place (3,) on the table where the block can be put down next to the others."""
-    low, high = state.scene.table_surface
+    low, high = state.scene.surfaces["table"]
     xs, ys = np.linspace(low[0], high[0], 15), np.linspace(low[1], high[1], 4)
     spots = np.array([(x, y) for x in xs for y in ys])
     distance = np.hypot(*(spots - block.position[:2]).T)

@@ -62,6 +62,16 @@ def reach_lean(position: np.ndarray) -> np.ndarray:
     return np.sin(angle) * outward / radius
 
 
+def _with_reach(lean: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """The lean (2,), increased outwards where the arm would not reach the position otherwise."""
+    needed = reach_lean(position)
+    length = float(np.hypot(*needed))
+    if length == 0.0:
+        return lean
+    outward = needed / length
+    return lean + max(0.0, length - float(lean @ outward)) * outward
+
+
 def tilt(lean: np.ndarray, yaw: float) -> tuple[float, float]:
     """Roll and pitch (rad) that make a tool of this yaw lean (2,)."""
     forward = lean @ [np.cos(yaw), np.sin(yaw)]
@@ -73,9 +83,7 @@ def tilt(lean: np.ndarray, yaw: float) -> tuple[float, float]:
 def action_towards(state: State, goal: Goal) -> np.ndarray:
     """The relative action (7,) that closes part of the way to the goal, clipped to [-1, 1] (CALVIN SPEC 1.4)."""
     position = GAIN * (goal.position - state.tool) / MAX_REL_POS
-    needed = reach_lean(goal.position)
-    lean = needed if np.hypot(*needed) > np.hypot(*goal.lean) else goal.lean
-    roll, pitch = tilt(lean, state.yaw)
+    roll, pitch = tilt(_with_reach(goal.lean, goal.position), state.yaw)
     turn = np.array([wrap(roll - state.roll), pitch - state.pitch, goal.yaw - state.yaw])
     rotation = GAIN * turn / MAX_REL_ORN
     # Shortening the whole vector instead of each entry keeps the direction of travel.

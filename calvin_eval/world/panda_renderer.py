@@ -1,0 +1,245 @@
+"""Draws a world with Panda3D's software renderer (p3tinydisplay): no GPU, no display, under a millisecond an image.
+
+Each world has its own graphics engine, scene graph and buffers. Transforms are copied from the physics server for
+those shapes that can move; lights of the table change colour only when they switch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pybullet as p
+from panda3d import core
+
+from calvin_eval.world import cameras, looks
+from calvin_eval.world.robot import CAMERA_LINK
+from calvin_eval.world.shapes import Shape, collect_shapes
+
+if TYPE_CHECKING:
+    from calvin_eval.world.playtable import PlayTable
+
+core.load_prc_file_data(
+    "calvin_eval", "load-display p3tinydisplay\nwindow-type offscreen\naudio-library-name null\nnotify-level error\nnotify-level-x11display fatal"
+)
+
+WOOD_TILE, FLOOR_TILE = 0.5, 1.6
+"""Edge length (m) of a texture tile."""
+NEAR_FAR = {"static": (2.0, 9.0), "gripper": (0.015, 3.0)}
+"""Narrower than CALVIN's, to keep the depth buffer sharp; nothing lies outside."""
+
+
+class PandaRenderer:
+    """The renderer of one world.
+
+    Args:
+        world: what to draw.
+        sizes: edge lengths (pixels) of the images.
+    """
+
+    name = "panda3d-tinydisplay"
+
+    def __init__(self, world: PlayTable, sizes: cameras.CameraSizes) -> None:
+        self._world = world
+        self._root = core.NodePath("root")
+        self._engine = core.GraphicsEngine()
+        pipe = core.GraphicsPipeSelection.get_global_ptr().make_module_pipe("p3tinydisplay")
+        if pipe is None:
+            raise ImportError("this Panda3D has no p3tinydisplay, its software renderer")
+        self._pipe = pipe
+        self._add_lights()
+        self._links: dict[tuple[int, int], core.NodePath] = {}
+        self._bodies: dict[str, list[core.NodePath]] = {}
+        self._bulb: list[core.NodePath] = []
+        self._led: list[core.NodePath] = []
+        for shape in collect_shapes(world):
+            self._add_shape(shape)
+        self._lit: tuple[int, int] | None = None
+        self._arm = [link for uid, link in self._links if uid == world.robot.uid and link >= 0]
+        self._joints = [link for uid, link in self._links if uid == world.table.uid and link >= 0]
+        self._place_static()
+        self._static = self._add_camera("static", sizes.static, cameras.STATIC_FOV)
+        self._gripper = self._add_camera("gripper", sizes.gripper, cameras.GRIPPER_FOV)
+        self._static.node.set_pos(*cameras.STATIC_EYE)
+        self._static.node.look_at(core.LPoint3(*cameras.STATIC_TARGET), core.LVector3(*cameras.STATIC_UP))
+
+    def render(self) -> tuple[np.ndarray, np.ndarray]:
+        """Static (S, S, 3) and gripper (G, G, 3) image, uint8."""
+        self._sync()
+        self._engine.render_frame()
+        return self._static.image(), self._gripper.image()
+
+    def masks(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What is seen of each body, as boolean images by body name."""
+        self._sync()
+        names = list(self._bodies)
+        for number, name in enumerate(names):
+            for node in self._bodies[name]:
+                node.set_light_off(10)
+                node.set_texture_off(10)
+                node.set_color((10 * (number + 1)) / 255, 0, 0, 1, 10)
+        self._engine.render_frame()
+        codes = [self._static.image()[..., 0], self._gripper.image()[..., 0]]
+        for name in names:
+            for node in self._bodies[name]:
+                node.clear_light()
+                node.clear_texture()
+                node.clear_color()
+        result = [{name: np.abs(code.astype(int) - 10 * (i + 1)) < 5 for i, name in enumerate(names)} for code in codes]
+        return result[0], result[1]
+
+    def close(self) -> None:
+        """Frees buffers and scene graph."""
+        self._engine.remove_all_windows()
+        self._root.remove_node()
+
+    def _add_lights(self) -> None:
+        ambient = core.AmbientLight("ambient")
+        ambient.set_color((0.50, 0.50, 0.52, 1))
+        self._root.set_light(self._root.attach_new_node(ambient))
+        for name, strength, direction in (("key", 0.52, (-0.45, 0.55, -0.9)), ("fill", 0.22, (0.8, 0.5, -0.3))):
+            light = core.DirectionalLight(name)
+            light.set_color((strength, strength, strength, 1))
+            node = self._root.attach_new_node(light)
+            node.look_at(core.LPoint3(*direction))
+            self._root.set_light(node)
+        wall = looks.LOOKS[self._world.scene].wall
+        self._background = core.LColor(*wall, 1)
+
+    def _add_shape(self, shape: Shape) -> None:
+        key = (shape.uid, shape.link)
+        if key not in self._links:
+            self._links[key] = self._root.attach_new_node(f"{shape.body}:{shape.link}")
+        node = self._links[key].attach_new_node(_geometry(shape))
+        node.set_pos_quat(core.LPoint3(*shape.position), _quaternion(shape.quaternion))
+        look = looks.LOOKS[self._world.scene]
+        if shape.texture:
+            image = looks.checker(shape.colour) if shape.texture == "floor" else looks.wood(shape.colour, look.grain)
+            node.set_texture(_texture(image))
+        self._bodies.setdefault(shape.body, []).append(node)
+        if shape.body == "table":
+            lights = {"light_link": self._bulb, "led_link": self._led}.get(self._world.table.links[shape.link])
+            if lights is not None:
+                lights.append(node)
+
+    def _add_camera(self, name: str, size: int, fov: float) -> _View:
+        properties = core.FrameBufferProperties()
+        properties.set_rgb_color(True)
+        properties.set_depth_bits(1)
+        buffer = self._engine.make_output(
+            self._pipe, name, 0, properties, core.WindowProperties.size(size, size), core.GraphicsPipe.BF_refuse_window
+        )
+        if buffer is None:
+            raise RuntimeError(f"Panda3D made no buffer of {size} x {size} pixels for the {name} camera")
+        texture = core.Texture(name)
+        buffer.add_render_texture(texture, core.GraphicsOutput.RTM_copy_ram)
+        buffer.set_clear_color(self._background)
+        lens = core.PerspectiveLens()
+        lens.set_fov(fov)
+        lens.set_near_far(*NEAR_FAR[name])
+        camera = core.Camera(name, lens)
+        node = self._root.attach_new_node(camera)
+        buffer.make_display_region().set_camera(node)
+        return _View(node, texture, size)
+
+    def _place_static(self) -> None:
+        world = self._world
+        self._links[world.robot.uid, -1].set_pos(*_base_frame(world))
+        for link in self._joints:
+            self._place_link(world.table.uid, link)
+
+    def _place_link(self, uid: int, link: int) -> None:
+        state = p.getLinkState(uid, link, physicsClientId=self._world.client)
+        self._links[uid, link].set_pos_quat(core.LPoint3(*state[4]), _quaternion(state[5]))
+
+    def _sync(self) -> None:
+        world = self._world
+        client, robot, table = world.client, world.robot.uid, world.table.uid
+        for uid, links in ((robot, [*self._arm, CAMERA_LINK]), (table, self._joints)):
+            for link, state in zip(links, p.getLinkStates(uid, links, physicsClientId=client), strict=True):
+                position, (x, y, z, w) = state[4], state[5]
+                node = self._links.get((uid, link))
+                if node is not None:
+                    node.set_pos_quat(core.LPoint3(*position), core.LQuaternion(w, x, y, z))
+                if uid == robot and link == CAMERA_LINK:
+                    # The camera looks along the link's +y with -z up: Panda3D's axes turned half around y.
+                    turn = core.LQuaternion(0, 0, 1, 0) * core.LQuaternion(w, x, y, z)
+                    self._gripper.node.set_pos_quat(core.LPoint3(*position), turn)
+        for uid in world.blocks.values():
+            position, (x, y, z, w) = p.getBasePositionAndOrientation(uid, physicsClientId=client)
+            self._links[uid, -1].set_pos_quat(core.LPoint3(*position), core.LQuaternion(w, x, y, z))
+        lit = (world.table.lightbulb, world.table.led)
+        if lit != self._lit:
+            self._lit = lit
+            _glow(self._bulb, looks.BULB_ON, lit[0])
+            _glow(self._led, looks.LED_ON, lit[1])
+
+
+class _View:
+    """A camera node and the picture it fills."""
+
+    def __init__(self, node: core.NodePath, texture: core.Texture, size: int) -> None:
+        self.node, self._texture, self._size = node, texture, size
+
+    def image(self) -> np.ndarray:
+        """The last picture (S, S, 3) uint8; Panda3D stores it as BGRA from the bottom up."""
+        data = np.frombuffer(self._texture.get_ram_image(), np.uint8)
+        return np.ascontiguousarray(data.reshape(self._size, self._size, -1)[::-1, :, 2::-1])
+
+
+def _base_frame(world: PlayTable) -> tuple[float, float, float]:
+    """Where the robot's base link frame lies (pybullet reports its centre of mass instead)."""
+    from calvin_eval.world.scenes import ROBOT_BASE
+
+    return ROBOT_BASE
+
+
+def _geometry(shape: Shape) -> core.GeomNode:
+    """A node with the shape's triangles, flat-shaded."""
+    faces = shape.triangles
+    normals = np.cross(faces[:, 1] - faces[:, 0], faces[:, 2] - faces[:, 0])
+    length = np.linalg.norm(normals, axis=1)
+    faces, uv, normals = faces[length > 0], shape.uv[length > 0], normals[length > 0]
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    data = core.GeomVertexData(shape.body, core.GeomVertexFormat.get_v3n3c4t2(), core.Geom.UH_static)
+    writers = [core.GeomVertexWriter(data, name) for name in ("vertex", "normal", "color", "texcoord")]
+    colour = (1.0, 1.0, 1.0) if shape.texture else shape.colour
+    tile = FLOOR_TILE if shape.texture == "floor" else WOOD_TILE
+    for face, coordinates, normal in zip(faces, uv / tile, normals, strict=True):
+        for corner, coordinate in zip(face, coordinates, strict=True):
+            writers[0].add_data3(*corner)
+            writers[1].add_data3(*normal)
+            writers[2].add_data4(*colour, 1)
+            writers[3].add_data2(*coordinate)
+    triangles = core.GeomTriangles(core.Geom.UH_static)
+    triangles.add_next_vertices(3 * len(faces))
+    geometry = core.Geom(data)
+    geometry.add_primitive(triangles)
+    node = core.GeomNode(shape.body)
+    node.add_geom(geometry)
+    return node
+
+
+def _texture(image: np.ndarray) -> core.Texture:
+    height, width, _ = image.shape
+    texture = core.Texture("procedural")
+    texture.setup_2d_texture(width, height, core.Texture.T_unsigned_byte, core.Texture.F_rgb)
+    texture.set_ram_image(np.ascontiguousarray(image[::-1, :, ::-1]).tobytes())
+    texture.set_wrap_u(core.SamplerState.WM_repeat)
+    texture.set_wrap_v(core.SamplerState.WM_repeat)
+    return texture
+
+
+def _quaternion(xyzw: np.ndarray | tuple[float, ...]) -> core.LQuaternion:
+    x, y, z, w = xyzw
+    return core.LQuaternion(w, x, y, z)
+
+
+def _glow(nodes: list[core.NodePath], colour: looks.RGB, on: int) -> None:
+    for node in nodes:
+        if on:
+            node.set_light_off(1)
+            node.set_color(*colour, 1)
+        else:
+            node.clear_light()
+            node.set_color(*looks.LIGHT_OFF, 1)
