@@ -17,6 +17,7 @@ from calvin_eval.experts.state import State
 from calvin_eval.instructions import sentences
 from calvin_eval.leash import TargetLeash
 from calvin_eval.protocol import ACTION_SIZE, Env, Observation, Policy
+from calvin_eval.segments import Segment
 from calvin_eval.starts import possible, start_for
 from calvin_eval.tasks import TASKS
 
@@ -69,24 +70,6 @@ class Disturbance:
         if rng.random() < noise.flip_rate:
             executed[GRIPPER] = -executed[GRIPPER]
         return executed
-
-
-@dataclass
-class Segment:
-    """One demonstrated task.
-
-    Attributes:
-        task: its name. instruction: the sentence given.
-        observations: one per frame, the last one after the last action.
-        labels: the demonstrator's clean action (7,) at every frame but the last.
-        solved: whether the oracle said so.
-    """
-
-    task: str
-    instruction: str
-    observations: list[Observation] = field(default_factory=list)
-    labels: list[np.ndarray] = field(default_factory=list)
-    solved: bool = False
 
 
 @dataclass(frozen=True)
