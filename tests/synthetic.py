@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -23,7 +24,7 @@ def write_frame(path: Path, random: np.random.Generator, **replaced: np.ndarray)
         "rgb_static": random.integers(0, 256, (40, 40, 3), np.uint8),
         "rgb_gripper": random.integers(0, 256, (24, 24, 3), np.uint8),
     }
-    np.savez_compressed(path, **(frame | replaced))
+    np.savez_compressed(path, **(frame | replaced))  # type: ignore[arg-type]
 
 
 def write_split(
@@ -59,7 +60,7 @@ def write_split(
         "info": {"episodes": [], "indx": bounds},
     }
     np.save(folder / language / "auto_lang_ann.npy", annotations, allow_pickle=True)  # type: ignore[arg-type]
-    config = {"scene": {"objects": {"movable_objects": {block: {} for block in block_order}}}}
+    config: dict[str, Any] = {"scene": {"objects": {"movable_objects": {block: {} for block in block_order}}}}
     (folder / ".hydra" / "merged_config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return bounds
 

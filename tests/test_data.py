@@ -116,9 +116,8 @@ def test_blocks_are_packed_in_one_order_whatever_the_scene(tmp_path: Path) -> No
 
 def test_scene_info_decides_the_block_order_where_scenes_are_mixed(tmp_path: Path) -> None:
     write_split(tmp_path / "training", lengths=[3, 3])  # frames 100-102 and 105-107
-    np.save(
-        tmp_path / "training" / "scene_info.npy", {"calvin_scene_A": [100, 103], "calvin_scene_C": [104, 110]}
-    )  # type: ignore[arg-type]
+    scenes = {"calvin_scene_A": [100, 103], "calvin_scene_C": [104, 110]}
+    np.save(tmp_path / "training" / "scene_info.npy", scenes, allow_pickle=True)  # type: ignore[arg-type]
     order = read_split(tmp_path / "training").block_order
     assert order.tolist() == [[2, 1, 0]] * 3 + [[1, 0, 2]] * 3
 

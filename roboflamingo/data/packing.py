@@ -129,8 +129,8 @@ def _prepare(building: Path, source: Split, settings: PackSettings, fingerprint:
     free = shutil.disk_usage(building.parent).free
     if need > free:
         raise DataError(
-            f"packing {source.folder} needs {need / 1e9:.1f} GB, but {building.parent} has {free / 1e9:.1f} GB "
-            "free; set data.cache to a folder on a larger disk"
+            f"packing {source.folder} needs {need / 1e9:.1f} GB, {building.parent} has {free / 1e9:.1f} GB; "
+            "set data.cache to a folder on a larger disk"
         )
     building.mkdir()
     for name, (shape, kind) in arrays.items():

@@ -1,0 +1,105 @@
+"""Turns command lines and YAML files into typed configurations, the same way for every verb."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import NoReturn, TypeVar
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+Config = TypeVar("Config")
+
+
+class HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """jsonargparse's help, with the examples' line breaks kept."""
+
+
+def verb_parser(verb: str, summary: str, examples: str, usage: str = "") -> ArgumentParser:
+    """A parser whose help ends with examples and whose errors are exceptions.
+
+    Args:
+        verb: as typed after `roboflamingo`.
+        summary: what the verb does.
+        examples: lines that a user may copy.
+        usage: what follows the verb in the usage line.
+    """
+    return ArgumentParser(
+        prog=f"roboflamingo {verb}",
+        usage=f"roboflamingo {verb} {usage or '[--config FILE.yaml] [--KEY VALUE ...]'}",
+        description=summary,
+        epilog="examples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines()),
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """The arguments, or an error message that names the key and, where one is at fault, the file.
+
+    Raises:
+        SystemExit: 2, after the message; 0 after help.
+    """
+    try:
+        return parser.parse_args(list(arguments))
+    except argparse.ArgumentError as error:
+        culprit = _file_at_fault(parser, arguments, str(error))
+        fail(parser.prog, f"{culprit}: {error}" if culprit else str(error), code=2)
+
+
+def parse_config(
+    config_class: type[Config], verb: str, arguments: Sequence[str], *, summary: str, examples: str
+) -> Config:
+    """A dataclass whose fields are the verb's arguments and, through `--config`, the keys of YAML files.
+
+    Raises:
+        SystemExit: 2, after a message, when a key is unknown, a value has the wrong type, or values
+            contradict.
+    """
+    parser = verb_parser(verb, summary, examples)
+    parser.add_argument("--config", action="config", help="a YAML file with any of the keys below")
+    parser.add_class_arguments(config_class)
+    values = parse(parser, arguments)
+    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    try:
+        built = parser.instantiate_classes(values)
+        return config_class(**{name: built[name] for name in names})
+    except ValueError as error:
+        fail(parser.prog, str(error), code=2)
+
+
+@contextmanager
+def shown_without_traceback(verb: str, *errors: type[Exception]) -> Iterator[None]:
+    """Ends the program with the message of errors that a user can put right.
+
+    Raises:
+        SystemExit: 1 in place of any of `errors`.
+    """
+    try:
+        yield
+    except errors as error:
+        fail(f"roboflamingo {verb}", str(error), code=1)
+
+
+def fail(program: str, message: str, *, code: int) -> NoReturn:
+    """Prints the message and ends the program."""
+    print(f"{program}: error: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _file_at_fault(parser: ArgumentParser, arguments: Sequence[str], message: str) -> str | None:
+    """The configuration file that causes the same error alone."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    for option, path in pairwise(words):
+        if option == "--config":
+            try:
+                parser.parse_args(["--config", path])
+            except argparse.ArgumentError as error:
+                if str(error) == message:
+                    return path
+    return None

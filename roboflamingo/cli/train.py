@@ -1,0 +1,30 @@
+"""`roboflamingo train`: trains a policy on CALVIN data sets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from roboflamingo.cli.arguments import parse_config, shown_without_traceback
+from roboflamingo.data.annotations import DataError
+from roboflamingo.training.config import ConfigError, TrainConfig
+from roboflamingo.training.train import TrainingStopped, train
+
+EXAMPLES = """
+roboflamingo train --config configs/train_tiny.yaml --run runs/tiny --data.folders '{data/play_D: 1}'
+roboflamingo train --config configs/train_tiny.yaml --run runs/long --max_minutes 60 --optimizer.ema 0.999
+roboflamingo train --config runs/tiny/config.yaml                 # continues a run that was killed
+roboflamingo train --config configs/train_tiny.yaml --run runs/two --devices 2    # two processes
+"""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Trains, and after SIGTERM or Ctrl-C leaves with the status that shells give to that signal."""
+    summary = "Trains a policy on CALVIN data sets; a run that was stopped or killed is continued."
+    config = parse_config(TrainConfig, "train", arguments, summary=summary, examples=EXAMPLES)
+    try:
+        with shown_without_traceback("train", DataError, ConfigError):
+            print(train(config))
+    except TrainingStopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(128 + stopped.signal) from None

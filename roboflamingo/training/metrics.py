@@ -1,0 +1,101 @@
+"""Writes what training measures to `metrics.jsonl` and TensorBoard.
+
+`metrics.jsonl` has a line for every logged step, the mean over the steps since the last line:
+    {"step", "epoch", "lr", "loss", "pose", "gripper", "auxiliary", "grad_norm", "frames_per_s", "elapsed_s"}
+and a line for every validation:
+    {"step", "epoch", "elapsed_s", "val_loss", "val_translation_error", ...}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.tensorboard import SummaryWriter
+
+
+class RunningMean:
+    """Means of named scalars over steps, kept on the device, so that a GPU is not waited for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._count = 0
+
+    def add(self, values: dict[str, torch.Tensor]) -> None:
+        """One batch more."""
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._count += 1
+
+    def share(self, trainer: Trainer) -> None:
+        """Puts the mean over processes into each of them."""
+        if trainer.world_size > 1:
+            self._sums = {
+                name: trainer.strategy.reduce(v, reduce_op="mean") for name, v in self._sums.items()
+            }
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """The means since the last call."""
+        means = {name: total / self._count for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint between two lines of the log."""
+        return {"sums": {name: total.item() for name, total in self._sums.items()}, "count": self._count}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Continues from what `state_dict` gave."""
+        self._sums = {name: torch.tensor(total, device=device) for name, total in state["sums"].items()}
+        self._count = state["count"]
+
+
+class MetricsLog:
+    """The log of one run.
+
+    Args:
+        run: the run's folder.
+        step: the step that training continues from. Lines of later steps, which a killed session has
+            written after its last checkpoint, are dropped, as they will be written again.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        path = run / "metrics.jsonl"
+        _truncate(path, step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+
+    def write(self, line: dict[str, float]) -> None:
+        """One line; it is on disk when this returns."""
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        step = int(line["step"])
+        for name, value in line.items():
+            if name != "step":
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Ends both logs."""
+        self._file.close()
+        self._board.close()
+
+
+def _truncate(path: Path, step: int) -> None:
+    """Keeps the lines up to `step`; a line that was cut off by a kill is later than any checkpoint."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except json.JSONDecodeError:
+            break
+        kept.append(line + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

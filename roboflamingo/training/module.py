@@ -1,0 +1,86 @@
+"""The policy as Lightning trains it: loss, optimizer, learning rate, and reproducible randomness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from roboflamingo.policy import RoboFlamingo
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.progress import Progress, learning_rate
+
+
+class PolicyModule(LightningModule):
+    """One policy and the rules of its optimizer step.
+
+    Non-obvious behaviours
+        - Random numbers (augmentation, dropout) are seeded anew for every batch from seed, batch and rank. A
+          continued run therefore draws what the uninterrupted one would have, with no generator states to
+          save.
+        - Nothing goes through Lightning's `self.log`, which costs more than a small policy's optimizer.
+
+    Attributes:
+        losses: the detached parts of the last batch's loss.
+        grad_norm: norm of the last step's gradient, before clipping.
+        learning_rate: of the last step.
+    """
+
+    def __init__(self, policy: RoboFlamingo, config: TrainConfig, progress: Progress) -> None:
+        super().__init__()
+        self.policy, self.config, self.progress = policy, config, progress
+        self._first_batch = progress.step * config.accumulate
+        self.losses: dict[str, torch.Tensor] = {}
+        self.grad_norm = torch.zeros(())
+        self.learning_rate = 0.0
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW; fused, as one kernel instead of a hundred matters at any size."""
+        settings = self.config.optimizer
+        groups = weight_decay_groups(self.policy, settings.weight_decay)
+        return AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seeds the batch and sets the learning rate of the step it belongs to."""
+        place = [self.config.seed, self._first_batch + batch_idx, self.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
+        self.learning_rate = learning_rate(self.config.optimizer, self.progress)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.learning_rate
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        """The loss of a batch."""
+        losses = self.policy.loss(batch)
+        self.losses = {name: value.detach() for name, value in losses.items()}
+        return losses["loss"]
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips the accumulated gradient, once an optimizer step, and keeps its norm for the log."""
+        limit = self.config.optimizer.clip
+        parameters = [p for p in self.policy.parameters() if p.grad is not None]
+        self.grad_norm = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+
+
+def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trained parameters in two groups: matrices, which decay, and the rest, which must not.
+
+    Biases, norms and gates are vectors or scalars; embeddings and latents are tables of vectors, which a
+    batch may leave without gradient and decay would shrink all the same.
+    """
+    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            is_table = id(parameter) in tables or any(word in name for word in ("embed", "latents"))
+            (keep if parameter.ndim < 2 or is_table else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]

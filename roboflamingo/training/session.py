@@ -1,0 +1,210 @@
+"""What surrounds an optimizer step: averaging, logging, validating, saving, stopping, in this order."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+
+from roboflamingo.training.checkpoint import (
+    load_trained_weights,
+    save_policy_whole,
+    save_state,
+    trained_weights,
+)
+from roboflamingo.training.datamodule import WindowDataModule
+from roboflamingo.training.display import Display
+from roboflamingo.training.ema import WeightAverage
+from roboflamingo.training.metrics import MetricsLog, RunningMean
+from roboflamingo.training.module import PolicyModule
+from roboflamingo.training.validation import validate
+
+
+class Session(Callback):
+    """One session of a run: from its start or its last checkpoint to its end, or to a signal.
+
+    Args:
+        module: what is trained.
+        data: where batches come from.
+        saved: the state of the last session, or None.
+        console: for the progress bar.
+
+    Attributes:
+        stopped_by: the signal (SIGTERM, SIGINT) that ended the session before the run's end, or None.
+    """
+
+    def __init__(
+        self, module: PolicyModule, data: WindowDataModule, saved: dict[str, Any] | None, console: Console
+    ) -> None:
+        self.module, self.data, self.config, self.progress = module, data, module.config, module.progress
+        self.run = Path(self.config.run)
+        self.stopped_by: signal.Signals | None = None
+        self._signal = 0
+        self._saved = saved
+        self._means = RunningMean()
+        self._best: float | None = None
+        self._validated_step = -1
+        self._logged = (self.progress.step, self.progress.elapsed_s)
+        self._average: WeightAverage | None = None
+        self._display = Display(self.progress, console)
+        self._log: MetricsLog | None = None  # only one process writes
+
+    # --- the session's beginning ----------------------------------------------------------------
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restores the last session, opens logs, starts the clock."""
+        if self.config.optimizer.ema is not None:
+            self._average = WeightAverage(self.module.policy, self.config.optimizer.ema)
+        if self._saved is not None:
+            self._restore(self._saved, trainer)
+            self._saved = None
+        if trainer.is_global_zero:
+            self._log = MetricsLog(self.run, self.progress.step)
+        self._held_out = self.data.held_out_batches()
+        self._display.open()
+        self._catch_signals()
+        self.progress.start_clock()
+
+    def _restore(self, saved: dict[str, Any], trainer: Trainer) -> None:
+        load_trained_weights(self.module.policy, saved["weights"])
+        trainer.optimizers[0].load_state_dict(saved["optimizer"])
+        if self._average is not None:
+            self._average.load_state_dict(saved["average"])
+        self._means.load_state_dict(saved["means"], self.module.device)
+        self._best, self._validated_step = saved["best"], saved["validated_step"]
+
+    def _catch_signals(self) -> None:
+        """Replaces Lightning's handlers, which do not save; it puts the original ones back afterwards."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_signal)
+            signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Asks for a stop after the current step. A second signal finds the default handlers."""
+        self._signal = number
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    # --- every step -----------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After every batch; most of it after every optimizer step."""
+        self._means.add(self.module.losses)
+        if (batch_idx + 1) % self.config.accumulate:
+            return
+        elapsed_s, stop = self._agree(trainer)
+        self.progress.advance(elapsed_s)
+        if self._average is not None:
+            self._average.update(self.progress.step)
+        if self.progress.due(self.config.log_every_steps, None):
+            self._write_means(trainer)
+        if self.progress.due(self.config.validate_every_steps, self.config.validate_every_minutes):
+            self._validate(trainer)
+        if self.progress.finished() or stop:
+            self.stopped_by = None if self.progress.finished() else signal.Signals(stop)
+            trainer.should_stop = True  # on_train_end saves
+        elif self.progress.due(self.config.save_every_steps, self.config.save_every_minutes):
+            self._save(trainer)
+
+    def _agree(self, trainer: Trainer) -> tuple[float, int]:
+        """Seconds spent and a signal to stop by (0: none), the same in all processes."""
+        elapsed_s, stop = self.progress.clock(), self._signal
+        if trainer.world_size > 1:
+            mine = torch.tensor([elapsed_s, stop], dtype=torch.float64, device=trainer.strategy.root_device)
+            torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
+            elapsed_s, stop = mine[0].item(), int(mine[1])
+        return elapsed_s, stop
+
+    def _write_means(self, trainer: Trainer) -> None:
+        """One line of the log: the mean over processes and steps since the last line."""
+        self._means.share(trainer)
+        means = self._means.take() | {"grad_norm": self.module.grad_norm}
+        if self._log is not None:
+            step, elapsed_s = self._logged
+            frames = (self.progress.step - step) * self._windows_a_step(trainer) * self.data.training.window
+            line = self._place(trainer) | {"lr": self.module.learning_rate}
+            line |= {name: value.item() for name, value in means.items()}
+            line["frames_per_s"] = round(frames / max(1e-9, self.progress.elapsed_s - elapsed_s), 1)
+            self._log.write(line)
+            self._display.update(line)
+        self._logged = (self.progress.step, self.progress.elapsed_s)
+
+    def _windows_a_step(self, trainer: Trainer) -> int:
+        return self.config.batch_size * self.config.accumulate * trainer.world_size
+
+    def _place(self, trainer: Trainer) -> dict[str, float]:
+        """Where in the run a line of the log belongs."""
+        epoch = self.progress.step * self._windows_a_step(trainer) / self.data.stream.epoch_length()
+        return {
+            "step": self.progress.step,
+            "epoch": round(epoch, 4),
+            "elapsed_s": round(self.progress.elapsed_s, 2),
+        }
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """The weights that are validated and shared: their average where one is kept."""
+        with self._average.applied() if self._average is not None else nullcontext():
+            yield
+
+    def _validate(self, trainer: Trainer) -> None:
+        """Measures the held-out windows and keeps the best policy so far."""
+        if self.data.validation is None or self._validated_step == self.progress.step:
+            return
+        self._validated_step = self.progress.step
+        with self._averaged_weights():
+            results = validate(self.module.policy, self._held_out, trainer)
+            is_best = self._best is None or results["val_loss"] < self._best
+            if is_best:
+                self._best = results["val_loss"]
+            if self._log is not None:
+                line = self._place(trainer) | results
+                self._log.write(line)
+                self._display.validated(line, is_best)
+                if is_best:
+                    save_policy_whole(self.module.policy, self.run / "policy_best")
+
+    def _save(self, trainer: Trainer) -> None:
+        """Writes `last.ckpt`, the same for all processes."""
+        self._means.share(trainer)
+        if self._log is None:
+            return
+        state = {
+            "step": self.progress.step,
+            "elapsed_s": self.progress.elapsed_s,
+            "weights": trained_weights(self.module.policy),
+            "optimizer": trainer.optimizers[0].state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+            "means": self._means.state_dict(),
+            "best": self._best,
+            "validated_step": self._validated_step,
+        }
+        save_state(state, self.run / "last.ckpt")
+
+    # --- the session's end ----------------------------------------------------------------------
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A finished run leaves its policy; any leaves its state."""
+        if self.progress.finished():
+            self._validate(trainer)
+            if self._log is not None:
+                with self._averaged_weights():
+                    save_policy_whole(self.module.policy, self.run / "policy")
+        self._save(trainer)
+        if self._log is not None:
+            self._log.close()
+        self._display.close()
+        trainer.strategy.barrier("saved")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves the terminal in order."""
+        self._display.close()

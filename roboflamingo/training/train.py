@@ -1,0 +1,124 @@
+"""Trains a policy: `train(config)` is what the command line and the demo call."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+
+from roboflamingo.checkpoint import load_policy
+from roboflamingo.policy import RoboFlamingo
+from roboflamingo.training.checkpoint import load_state
+from roboflamingo.training.config import TrainConfig, check_same_config, write_config
+from roboflamingo.training.datamodule import WindowDataModule
+from roboflamingo.training.module import PolicyModule
+from roboflamingo.training.progress import Progress
+from roboflamingo.training.session import Session
+
+
+class TrainingStopped(Exception):  # noqa: N818 (it is no error)
+    """A signal ended training before its end; the run is saved and the same call continues it.
+
+    Attributes:
+        signal: which one.
+    """
+
+    def __init__(self, number: signal.Signals, run: Path, step: int) -> None:
+        super().__init__(f"{number.name}: saved {run} at step {step}; the same command continues it")
+        self.signal = number
+
+
+def train(config: TrainConfig, *, console: Console | None = None) -> Path:
+    """Trains, or continues to train, or returns at once where the run is complete.
+
+    The run's folder gets `config.yaml`, `last.ckpt`, `metrics.jsonl` (see `metrics.py`), `tensorboard/`,
+    `policy_best/` (lowest held-out loss) and, at the end, `policy/`; both policies are read by `load_policy`.
+
+    Args:
+        config: see `TrainConfig`.
+        console: for progress; None for the terminal.
+
+    Returns:
+        The folder of the final policy.
+
+    Raises:
+        TrainingStopped: SIGTERM or SIGINT came; the run is saved.
+        ConfigError: `config` contradicts itself or the run that it is to continue.
+        DataError: a data set is missing or broken.
+    """
+    first = getattr(rank_zero_only, "rank", 0) == 0  # of the processes that DDP starts
+    console = (console or Console(stderr=True)) if first else Console(quiet=True)
+    run = Path(config.run)
+    run.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    policy = (
+        RoboFlamingo(config.policy) if config.start_from is None else load_policy(Path(config.start_from))
+    )
+    config = replace(config, policy=policy.config)
+    saved = load_state(run / "last.ckpt")
+    if saved is not None:
+        check_same_config(config, run / "config.yaml")
+    if first:
+        write_config(config, run / "config.yaml")
+
+    progress = Progress(config.max_steps, config.max_minutes)
+    if saved is not None:
+        progress.step, progress.elapsed_s = saved["step"], saved["elapsed_s"]
+    if progress.finished() and (run / "policy").is_dir():
+        console.print(f"{run} is complete at step {progress.step}")
+        return run / "policy"
+
+    module = PolicyModule(policy, config, progress)
+    data = WindowDataModule(config, progress.step * config.accumulate, console)
+    session = Session(module, data, saved, console)
+    with _quiet_lightning():
+        _trainer(config, session).fit(module, datamodule=data)
+    if session.stopped_by is not None:
+        raise TrainingStopped(session.stopped_by, run, progress.step)
+    return run / "policy"
+
+
+def _trainer(config: TrainConfig, session: Session) -> Trainer:
+    """Lightning for devices, precision, processes and accumulation; the session does the rest."""
+    many = config.devices * config.nodes > 1
+    return Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        strategy=DDPStrategy(gradient_as_bucket_view=True) if many else "auto",
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        accumulate_grad_batches=config.accumulate,
+        max_epochs=-1,
+        callbacks=[session],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+    )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keeps back Lightning's notes on devices, workers and its own use of torch, which are no news here."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        logger.setLevel(level)

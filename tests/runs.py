@@ -1,0 +1,54 @@
+"""Small training runs and how to read what they leave, for the tests of training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from roboflamingo.policy import PolicyConfig
+from roboflamingo.training.config import DataConfig, OptimizerConfig, TrainConfig
+
+
+def tiny_policy(**changed: Any) -> PolicyConfig:
+    """The smallest policy that is whole."""
+    return PolicyConfig(**changed)
+
+
+def tiny_run(run: Path, dataset: Path, **changed: Any) -> TrainConfig:
+    """A run of a few steps on synthetic data."""
+    settings: dict[str, Any] = {
+        "policy": tiny_policy(),
+        "optimizer": OptimizerConfig(warmup_steps=3, learning_rate=2e-3),
+        "max_steps": 6,
+        "batch_size": 4,
+        "log_every_steps": 1,
+    }
+    data = DataConfig(folders={str(dataset): 1.0}, pack_processes=1)
+    return TrainConfig(run=str(run), data=data, **(settings | changed))
+
+
+def write_yaml(config: TrainConfig, path: Path) -> Path:
+    """The run as a file for `--config`."""
+    from dataclasses import asdict
+
+    path.write_text(yaml.safe_dump(asdict(config)))
+    return path
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of the log."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> list[float]:
+    """The training loss, line by line."""
+    return [line["loss"] for line in metrics(run) if "loss" in line]
+
+
+def without_clocks(lines: list[dict[str, float]]) -> list[dict[str, float]]:
+    """The lines without what depends on the machine's speed."""
+    clocks = ("elapsed_s", "frames_per_s")
+    return [{key: value for key, value in line.items() if key not in clocks} for line in lines]
