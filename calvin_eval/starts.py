@@ -17,8 +17,8 @@ from calvin_eval.protocol import BLOCKS, NO_IMAGE, Observation
 from calvin_eval.tasks import TASKS
 from calvin_eval.world.scenes import RESTING_ROBOT_OBS, SceneGeometry, scene_geometry
 
-TABLE_HEIGHT, PLANK_HEIGHT, DRAWER_HEIGHT = 0.4599, 0.46099, 0.3624
-"""Heights (m) of a resting block's centre. At exactly 0.46 a block has no table contact after one physics step."""
+TABLE_HEIGHT, PLANK_HEIGHT, DRAWER_HEIGHT = 0.4598, 0.4608, 0.3621
+"""Heights (m) of a resting block's centre. A little low: exactly at rest, a block has no contact after one physics step."""
 STACK_STEP = 0.0398
 """Height (m) from a block's centre to that of one resting on it; a little less than an edge, so that they touch."""
 DRAWER_OPEN, SWITCH_UP = 0.22, 0.088

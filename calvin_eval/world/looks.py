@@ -1,7 +1,7 @@
 """Colours and procedural textures of the four scenes: clearly different, and our own.
 
-Wood is drawn as noise stretched along the grain and bent by slow waves; floors are a checker of two close tones, so
-that pictures have something to hold on to.
+Wood is drawn as rings bent by slow waves, in five shades so that recorded frames compress well; floors are a checker
+of two close tones, so that pictures have something to hold on to.
 """
 
 from __future__ import annotations
@@ -63,9 +63,8 @@ def wood(colour: RGB, grain: float, size: int = 128, seed: int = 0) -> np.ndarra
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:size, 0:size] / size
     bend = 0.035 * np.sin(2 * np.pi * (x + rng.random())) + 0.015 * np.sin(2 * np.pi * (3 * x + rng.random()))
-    rings = np.sin(2 * np.pi * 9 * (y + bend)) * 0.5 + np.sin(2 * np.pi * 23 * (y + 0.6 * bend) + 1.0) * 0.3
-    fibre = np.repeat(rng.normal(0, 0.35, (size, size // 16)), 16, axis=1)[:, :size]
-    shade = 1.0 + grain * 0.5 * (rings + fibre)
+    rings = 0.6 * np.sin(2 * np.pi * 7 * (y + bend)) + 0.4 * np.sin(2 * np.pi * 17 * (y + 0.6 * bend) + 1.0)
+    shade = 1.0 + grain * 0.4 * np.round(2.0 * rings) / 2.0
     return _image(np.asarray(colour) * shade[..., None])
 
 

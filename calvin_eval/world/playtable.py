@@ -130,6 +130,8 @@ class PlayTable:
             for name, pose in zip(self.geometry.block_order, poses, strict=True):
                 self._place(name, pose[:3], pose[3:])
         self.robot.reset(robot_obs)
+        # Without this, a block in a drawer that was just moved open gets its first contacts one step late.
+        p.performCollisionDetection(physicsClientId=self._client)
         p.stepSimulation(physicsClientId=self._client)
         return self._observe(render)
 

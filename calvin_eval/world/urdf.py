@@ -63,7 +63,7 @@ def write_table(folder: Path, scene: SceneGeometry) -> Path:
         ((-0.2015, -0.0015, -0.0609), (0.2015, 0.0812, -0.038)),
         ((-0.2015, -0.0015, -0.038), (-0.1769, 0.0812, 0.1574)),
         ((0.1769, -0.0015, -0.038), (0.2015, 0.0812, 0.1574)),
-        ((-0.1769, -0.0015, -0.038), (0.1769, 0.0214, 0.1574)),
+        ((-0.1769, -0.0015, -0.038), (0.1769, 0.0224, 0.1574)),  # floor, as the plank
         ((0.0959, 0.0196, 0.182), (0.1206, 0.0618, 0.2612)),
         ((-0.1206, 0.0196, 0.182), (-0.0959, 0.0618, 0.2612)),
         ((-0.0959, 0.0196, 0.2383), (0.0959, 0.0601, 0.2612)),
@@ -78,7 +78,7 @@ def write_table(folder: Path, scene: SceneGeometry) -> Path:
     _add_sphere(light, radius=0.028, centre=(0, 0.022, -0.028))
     _joint(robot, "base__light", "light_link", scene.bulb, 1.5708)
     plank = _link(robot, "plank_link", mass=2.8438)
-    # A millimetre thicker than it looks in CALVIN, where blocks rest that much higher on the plank than on the top.
+    # Plank and drawer floor are a millimetre thicker than they look: that much higher do blocks rest there in CALVIN.
     _add_box(plank, (-0.26, 0, -0.07), (0.26, 0.021, 0.07))
     centre = 0.5 * (opening[0] + opening[1])
     _joint(robot, "base__plank", "plank_link", (centre, 0.09, 0.42), 1.5708)
