@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from roboflamingo.policy import PolicyConfig
+
 from roboflamingo.training.config import DataConfig, OptimizerConfig, TrainConfig
 
 

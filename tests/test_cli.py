@@ -37,7 +37,10 @@ def test_overview_is_fast_and_has_an_example_for_every_verb() -> None:
 
 
 def test_overview_does_not_import_torch() -> None:
-    code = "import sys; from roboflamingo.cli.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from roboflamingo.cli.main import main; main(['--help']);"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
@@ -123,7 +126,7 @@ def test_train_runs_and_its_resolved_config_runs_again(
     dataset = write_dataset(tmp_path / "data")
     config = write_yaml(tiny_run(tmp_path / "a", dataset), tmp_path / "run.yaml")
     main(["train", "--config", str(config), "--max_steps", "2"])
-    assert str(tmp_path / "a" / "policy") in capsys.readouterr().out
+    assert str(tmp_path / "a" / "policy") in capsys.readouterr().err
     main(["train", "--config", str(tmp_path / "a" / "config.yaml"), "--run", str(tmp_path / "b")])
     keys = ("step", "loss", "pose", "gripper", "lr")
     first, second = ([[line.get(key) for key in keys] for line in metrics(tmp_path / run)] for run in "ab")

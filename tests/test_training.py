@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from roboflamingo.checkpoint import load_policy
 from runs import losses, metrics, tiny_policy, tiny_run, write_yaml
 from synthetic import write_dataset
 from torch import nn
 
-from roboflamingo.checkpoint import load_policy
 from roboflamingo.training.checkpoint import load_state, save_state
 from roboflamingo.training.config import ConfigError, DataConfig, OptimizerConfig
 from roboflamingo.training.ema import WeightAverage

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 Config = TypeVar("Config")
 
@@ -62,7 +62,7 @@ def parse_config(
             contradict.
     """
     parser = verb_parser(verb, summary, examples)
-    parser.add_argument("--config", action="config", help="a YAML file with any of the keys below")
+    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of the keys below")
     parser.add_class_arguments(config_class)
     values = parse(parser, arguments)
     names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
@@ -24,7 +23,6 @@ def main(arguments: Sequence[str]) -> None:
     config = parse_config(TrainConfig, "train", arguments, summary=summary, examples=EXAMPLES)
     try:
         with shown_without_traceback("train", DataError, ConfigError):
-            print(train(config))
+            train(config)
     except TrainingStopped as stopped:
-        print(stopped, file=sys.stderr)
         raise SystemExit(128 + stopped.signal) from None

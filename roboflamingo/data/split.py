@@ -96,12 +96,13 @@ def _block_order(folder: Path, frames: np.ndarray) -> np.ndarray:
     order = np.empty((len(frames), len(BLOCKS)), np.int64)
     ranges = _scene_ranges(folder)
     recorded = _configured_blocks(folder)
-    if len(ranges) > 1 or (
-        ranges and recorded is None
-    ):  # one config cannot describe frames of several scenes
+    if len(ranges) > 1 or (ranges and recorded is None):  # one config cannot describe several scenes
         order[:] = -1
         for scene, (first, last) in ranges.items():
-            order[(frames >= first) & (frames <= last)] = _places(SCENE_BLOCKS[scene])
+            inside = (frames >= first) & (frames <= last)
+            if (order[inside] >= 0).any():
+                raise DataError(f"{folder / 'scene_info.npy'} puts frames into two scenes: {ranges}")
+            order[inside] = _places(SCENE_BLOCKS[scene])
         if (order < 0).any():
             stray = frames[(order < 0).any(axis=1)][0]
             raise DataError(f"{folder / 'scene_info.npy'} puts frame {stray} into no scene: {ranges}")

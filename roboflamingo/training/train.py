@@ -75,7 +75,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
     if saved is not None:
         progress.step, progress.elapsed_s = saved["step"], saved["elapsed_s"]
     if progress.finished() and (run / "policy").is_dir():
-        console.print(f"{run} is complete at step {progress.step}")
+        console.print(f"{run} is complete at step {progress.step}", soft_wrap=True)
         return run / "policy"
 
     module = PolicyModule(policy, config, progress)
@@ -84,7 +84,10 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
     with _quiet_lightning():
         _trainer(config, session).fit(module, datamodule=data)
     if session.stopped_by is not None:
-        raise TrainingStopped(session.stopped_by, run, progress.step)
+        stopped = TrainingStopped(session.stopped_by, run, progress.step)
+        console.print(str(stopped), soft_wrap=True)
+        raise stopped
+    console.print(f"trained {run / 'policy'}", soft_wrap=True)
     return run / "policy"
 
 
@@ -113,12 +116,14 @@ def _trainer(config: TrainConfig, session: Session) -> Trainer:
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keeps back Lightning's notes on devices, workers and its own use of torch, which are no news here."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
