@@ -1,0 +1,5 @@
+"""The vision-language model."""
+
+from roboflamingo.backbone.flamingo import BackboneConfig, Flamingo
+
+__all__ = ["BackboneConfig", "Flamingo"]

@@ -1,0 +1,98 @@
+"""The vision encoder: open_clip's ViT, of which only the patch tokens are used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass
+class VisionConfig:
+    """Sizes of the vision encoder.
+
+    Attributes:
+        image_size: edge (pixels) for which position embeddings exist; other sizes interpolate them.
+        patch_size: edge (pixels) of the patch that one token stands for.
+        width, layers, heads: of the transformer.
+        stem: convolutional layers instead of one patch projection. Trained from scratch in minutes, early
+            convolutions learn far faster (Xiao et al. 2021, arXiv 2106.14881); published encoders have none.
+    """
+
+    image_size: int = 96
+    patch_size: int = 16
+    width: int = 128
+    layers: int = 1
+    heads: int = 4
+    stem: bool = True
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"vision.image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+        if self.width % self.heads:
+            raise ValueError(f"vision.width {self.width} is no multiple of heads {self.heads}")
+        if self.stem and self.patch_size not in (8, 16):
+            raise ValueError(f"a convolutional stem needs vision.patch_size 8 or 16, not {self.patch_size}")
+
+
+class VisionEncoder(VisionTransformer):
+    """open_clip's VisionTransformer, giving patch tokens for images of any size.
+
+    As in the OpenFlamingo that was published, tokens come from the last block without the final norm (open_clip
+    before 2.24 pooled before it normed).
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__(
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            width=config.width,
+            layers=config.layers,
+            heads=config.heads,
+            mlp_ratio=4.0,
+            output_dim=config.width,
+        )
+        if config.stem:
+            self.conv1 = convolutional_stem(config.width, config.patch_size)
+        # Only CLIP's pooled embedding needs these two.
+        self.ln_post = nn.Identity()
+        self.proj = None
+        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, H, W, 3) uint8 -> tokens (N, V, D) without the class token."""
+        pixels = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        patches = self.conv1(pixels.contiguous(memory_format=torch.channels_last))
+        grid = patches.shape[-2:]
+        tokens = patches.flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_embedding.expand(len(tokens), 1, -1), tokens], dim=1)
+        tokens = tokens + self._positions(grid)
+        return self.transformer(self.ln_pre(tokens))[:, 1:]
+
+    def _positions(self, grid: torch.Size) -> Tensor:
+        """Position embeddings (1 + V, D) for a grid of patches."""
+        if tuple(grid) == tuple(self.grid_size):
+            return self.positional_embedding
+        first, rest = self.positional_embedding[:1], self.positional_embedding[1:]
+        plane = rest.T.unflatten(1, self.grid_size).unsqueeze(0)
+        plane = F.interpolate(plane, size=tuple(grid), mode="bicubic", antialias=True, align_corners=False)
+        return torch.cat([first, plane.squeeze(0).flatten(1).T])
+
+
+def convolutional_stem(width: int, patch_size: int) -> nn.Sequential:
+    """Overlapping convolutions down to one token a patch of 8 or 16 pixels."""
+    half = width // 2
+    return nn.Sequential(
+        nn.Conv2d(3, half, 8, stride=4, padding=2),
+        nn.GELU(),
+        nn.Conv2d(half, width, 3, stride=2, padding=1),
+        nn.GELU(),
+        nn.Conv2d(width, width, 3, stride=patch_size // 8, padding=1),
+    )

@@ -1,0 +1,82 @@
+"""Saves and loads policies: a folder with weights (safetensors) and the resolved config. Nothing is unpickled."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import jsonargparse
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from roboflamingo.policy import PolicyConfig, RoboFlamingo
+
+WEIGHTS, CONFIG = "weights.safetensors", "config.yaml"
+
+
+def save_policy(policy: RoboFlamingo, folder: Path) -> None:
+    """Writes a policy into a folder, each file atomically; the config last, so that a folder with one is whole.
+
+    The auxiliary layer stays with it, so that training can go on from here; running the policy ignores it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    save_file(weights, folder / f".{WEIGHTS}")
+    os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
+    temporary = folder / f".{CONFIG}"
+    temporary.write_text(yaml.safe_dump(_plain(asdict(policy.config)), sort_keys=False), encoding="utf-8")
+    os.replace(temporary, folder / CONFIG)
+
+
+def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> RoboFlamingo:
+    """The policy that `save_policy` wrote, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: the folder holds no policy.
+        ValueError: its config or its weights do not fit; names the key.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no policy: {name} is missing")
+    policy = RoboFlamingo(read_config(folder / CONFIG))
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is not a whole safetensors file: {error}") from error
+    expected = policy.state_dict()
+    for name in sorted(expected.keys() ^ weights.keys()):
+        what = "lacks" if name in expected else "has the unexpected"
+        raise ValueError(f"{folder / WEIGHTS} {what} tensor {name}")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{folder / WEIGHTS}: {name} is {tuple(tensor.shape)}, but {CONFIG} asks for {tuple(expected[name].shape)}"
+            )
+    policy.load_state_dict(weights)
+    return policy.to(device).eval()
+
+
+def read_config(path: Path) -> PolicyConfig:
+    """A policy's config from its YAML file.
+
+    Raises:
+        ValueError: an unknown key or a value of the wrong type; names file and key.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PolicyConfig, "policy")
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        parsed = parser.parse_object({"policy": values})
+        return parser.instantiate_classes(parsed).policy
+    except (jsonargparse.ArgumentError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
