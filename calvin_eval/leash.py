@@ -64,6 +64,10 @@ class TargetLeash:
         self._lead, self._pose = wanted - moved, observation.robot_obs[:6]
         return observation
 
+    def observe(self) -> Observation:
+        """The present observation."""
+        return self._env.observe()
+
     def info(self) -> Info:
         """The environment's privileged state."""
         return self._env.info()

@@ -133,6 +133,9 @@ class Env(Protocol):
             ValueError: wrong shape, a value that is not finite, or a gripper entry other than -1 and 1.
         """
 
+    def observe(self) -> Observation:
+        """The present observation with its images, without moving on."""
+
     def info(self) -> Info:
         """The state the oracle reads, as of the last reset or step."""
 
