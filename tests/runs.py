@@ -7,14 +7,32 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from roboflamingo.policy import PolicyConfig
 
+from roboflamingo.backbone.flamingo import BackboneConfig, CrossAttentionConfig, ResamplerConfig
+from roboflamingo.backbone.language import LanguageConfig
+from roboflamingo.backbone.vision import VisionConfig
+from roboflamingo.heads import HeadConfig
+from roboflamingo.policy import PolicyConfig
 from roboflamingo.training.config import DataConfig, OptimizerConfig, TrainConfig
 
 
 def tiny_policy(**changed: Any) -> PolicyConfig:
-    """The smallest policy that is whole."""
-    return PolicyConfig(**changed)
+    """A policy that is whole and as small as can be."""
+    backbone = BackboneConfig(
+        vision=VisionConfig(image_size=16, patch_size=8, width=16, heads=2),
+        language=LanguageConfig(width=16, layers=1, heads=2),
+        resampler=ResamplerConfig(latents=2, heads=2, head_width=8),
+        cross_attention=CrossAttentionConfig(heads=2, head_width=8),
+    )
+    settings: dict[str, Any] = {
+        "backbone": backbone,
+        "head": HeadConfig(hidden=16, layers=2, dropout=0.1),
+        "window": 2,
+        "chunk": 3,
+        "static_size": 24,
+        "gripper_size": 16,
+    }
+    return PolicyConfig(**(settings | changed))
 
 
 def tiny_run(run: Path, dataset: Path, **changed: Any) -> TrainConfig:
@@ -25,6 +43,7 @@ def tiny_run(run: Path, dataset: Path, **changed: Any) -> TrainConfig:
         "max_steps": 6,
         "batch_size": 4,
         "log_every_steps": 1,
+        "accelerator": "cpu",  # equal to the last bit, wherever the tests run
     }
     data = DataConfig(folders={str(dataset): 1.0}, pack_processes=1)
     return TrainConfig(run=str(run), data=data, **(settings | changed))

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     summary = "Trains a policy on CALVIN data sets; a run that was stopped or killed is continued."
     config = parse_config(TrainConfig, "train", arguments, summary=summary, examples=EXAMPLES)
     try:
-        with shown_without_traceback("train", DataError, ConfigError):
+        with shown_without_traceback("train", DataError, ConfigError, FileNotFoundError):
             train(config)
     except TrainingStopped as stopped:
         raise SystemExit(128 + stopped.signal) from None

@@ -18,45 +18,53 @@ from roboflamingo.data.windows import Windows, to_tensors
 from roboflamingo.training.config import TrainConfig
 
 
+def open_windows(config: TrainConfig, console: Console | None = None) -> tuple[Windows, Windows | None]:
+    """Packs what is not packed yet and opens training and held-out windows, the latter unless switched off.
+
+    Of several processes that call this at once, one packs and the others wait.
+
+    Raises:
+        DataError: a data set is missing or broken, or there is nothing to validate on.
+    """
+    data, policy = config.data, config.policy
+    folders = [Path(folder) for folder in data.folders]
+    cache = Path(data.cache) if data.cache else folders[0] / "packed"
+    settings = PackSettings(policy.static_size, policy.gripper_size, data.actions, data.language)
+
+    def windows(splits: list[Path], weights: list[float]) -> Windows:
+        packed = [
+            pack(split, cache, settings, processes=data.pack_processes, console=console) for split in splits
+        ]
+        return Windows(packed, window=policy.window, chunk=policy.chunk, stride=data.stride, weights=weights)
+
+    training = windows([folder / "training" for folder in folders], list(data.folders.values()))
+    if not config.validation_windows:
+        return training, None
+    held_out = [folder / "validation" for folder in folders if (folder / "validation").is_dir()]
+    if not held_out:
+        names = ", ".join(map(str, folders))
+        raise DataError(f"none of {names} has a validation/ folder; set validation_windows to 0")
+    return training, windows(held_out, [1.0] * len(held_out))
+
+
 class WindowDataModule(LightningDataModule):
-    """Packs the data sets and draws batches, an endless stream of them.
+    """Draws batches of windows, an endless stream of them.
 
     Args:
         config: the run's.
+        training: the windows to train on.
+        validation: the held-out windows, or None.
         start_batch: batches that earlier sessions of this run have trained on.
-        console: where the progress of packing goes; None for the terminal.
     """
 
-    def __init__(self, config: TrainConfig, start_batch: int, console: Console | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, training: Windows, validation: Windows | None, start_batch: int
+    ) -> None:
         super().__init__()
-        self.config, self._start_batch, self._console = config, start_batch, console
-        self.validation: Windows | None = None
-
-    def setup(self, stage: str) -> None:
-        """Packs what is not packed yet; of several processes one does and the others wait.
-
-        Raises:
-            DataError: a data set is missing or broken, or there is nothing to validate on.
-        """
-        folders = {Path(folder): weight for folder, weight in self.config.data.folders.items()}
-        training = [folder / "training" for folder in folders]
-        self.training = self._windows(training, list(folders.values()))
-        weights = self.training.draw_weights(balance_tasks=self.config.data.balance_tasks)
-        self.stream = WindowStream(weights, self.config.seed)
-        if self.config.validation_windows:
-            held_out = [folder / "validation" for folder in folders if (folder / "validation").is_dir()]
-            if not held_out:
-                names = ", ".join(map(str, folders))
-                raise DataError(f"none of {names} has a validation/ folder; set validation_windows to 0")
-            self.validation = self._windows(held_out, [1.0] * len(held_out))
-
-    def _windows(self, splits: list[Path], weights: list[float]) -> Windows:
-        data, policy = self.config.data, self.config.policy
-        settings = PackSettings(policy.static_size, policy.gripper_size, data.actions, data.language)
-        cache = Path(data.cache or Path(next(iter(data.folders))) / "packed")
-        processes, console = data.pack_processes, self._console
-        packed = [pack(split, cache, settings, processes=processes, console=console) for split in splits]
-        return Windows(packed, window=policy.window, chunk=policy.chunk, stride=data.stride, weights=weights)
+        self.config, self.training, self.validation = config, training, validation
+        self._start_batch = start_batch
+        weights = training.draw_weights(balance_tasks=config.data.balance_tasks)
+        self.stream = WindowStream(weights, config.seed)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """The endless stream from `start_batch` on."""
@@ -67,13 +75,15 @@ class WindowDataModule(LightningDataModule):
         return self._loader(self.training, numbers)
 
     def held_out_batches(self) -> DataLoader[Any] | list[Any]:
-        """Each held-out window once; empty without validation."""
+        """This process's share of the held-out windows, each once; empty without validation.
+
+        It is not called `val_dataloader`, as validation is not left to Lightning (see `Session`).
+        """
         if self.validation is None:
             return []
         rank, processes = self._place()
-        count = self.config.validation_windows
+        count, size = self.config.validation_windows, self.config.batch_size
         numbers = held_out_numbers(len(self.validation), count, rank=rank, processes=processes).tolist()
-        size = self.config.batch_size
         return self._loader(self.validation, [numbers[i : i + size] for i in range(0, len(numbers), size)])
 
     def _place(self) -> tuple[int, int]:

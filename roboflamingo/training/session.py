@@ -61,6 +61,7 @@ class Session(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restores the last session, opens logs, starts the clock."""
+        self.module.train()  # a policy that was loaded comes in evaluation mode
         if self.config.optimizer.ema is not None:
             self._average = WeightAverage(self.module.policy, self.config.optimizer.ema)
         if self._saved is not None:

@@ -16,11 +16,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
-from roboflamingo.checkpoint import load_policy
+from roboflamingo.checkpoint import CONFIG, load_policy, read_config
 from roboflamingo.policy import RoboFlamingo
 from roboflamingo.training.checkpoint import load_state
 from roboflamingo.training.config import TrainConfig, check_same_config, write_config
-from roboflamingo.training.datamodule import WindowDataModule
+from roboflamingo.training.datamodule import WindowDataModule, open_windows
 from roboflamingo.training.module import PolicyModule
 from roboflamingo.training.progress import Progress
 from roboflamingo.training.session import Session
@@ -55,16 +55,16 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
         TrainingStopped: SIGTERM or SIGINT came; the run is saved.
         ConfigError: `config` contradicts itself or the run that it is to continue.
         DataError: a data set is missing or broken.
+        FileNotFoundError: `start_from` is no policy folder.
     """
     first = getattr(rank_zero_only, "rank", 0) == 0  # of the processes that DDP starts
     console = (console or Console(stderr=True)) if first else Console(quiet=True)
     run = Path(config.run)
     run.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
-    policy = (
-        RoboFlamingo(config.policy) if config.start_from is None else load_policy(Path(config.start_from))
-    )
-    config = replace(config, policy=policy.config)
+    if config.start_from is not None:
+        config = replace(config, policy=read_config(Path(config.start_from) / CONFIG))
+    training, held_out = open_windows(config, console)
+    config = replace(config, policy=config.policy.with_words(training.instructions))
     saved = load_state(run / "last.ckpt")
     if saved is not None:
         check_same_config(config, run / "config.yaml")
@@ -78,8 +78,10 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
         console.print(f"{run} is complete at step {progress.step}", soft_wrap=True)
         return run / "policy"
 
+    torch.manual_seed(config.seed)  # initial weights
+    policy = RoboFlamingo(config.policy) if config.start_from is None else load_policy(config.start_from)
     module = PolicyModule(policy, config, progress)
-    data = WindowDataModule(config, progress.step * config.accumulate, console)
+    data = WindowDataModule(config, training, held_out, progress.step * config.accumulate)
     session = Session(module, data, saved, console)
     with _quiet_lightning():
         _trainer(config, session).fit(module, datamodule=data)
