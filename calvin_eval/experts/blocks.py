@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from calvin_eval.experts import fixtures
 from calvin_eval.experts import grasp as g
 from calvin_eval.experts.grasp import TABLE_TOP
 from calvin_eval.experts.motion import CLOSE, FRONT_YAW, Goal, from_above, home
 from calvin_eval.experts.state import Block, State
 
+SIDE_ROOM, HAND_HALF = 0.075, 0.105
+"""Room (m) that open fingers, and an upright hand, need to either side."""
+DRAWER_FLOOR = 0.3424
 ROTATE_ROOM = 1.35
 """Wrist turn (rad) that a rotation of 60 degrees may need."""
 
@@ -66,28 +70,49 @@ def push_nearest_into_drawer(state: State) -> Goal:
 
 
 def lift(state: State, block: Block) -> Goal:
-    """Lifts the block from wherever it lies."""
+    """Lifts the block from wherever it lies; a door in the way is pushed aside first."""
+    if g.in_cabinet(block) and not state.held(block):
+        left, right = state.scene.slide_span(state.slide)
+        if left - SIDE_ROOM < block.position[0] < right + SIDE_ROOM and 0.01 < state.slide < state.scene.slide_limit - 0.01:
+            return fixtures.move_slider(state, 1.0 if block.position[0] > 0.5 * (left + right) else -1.0)
     return g.lift(state, block)
 
 
 def place_in_slider(state: State) -> Goal:
-    """Puts the held block onto the plank, in the half that the door leaves open."""
+    """Puts the held block onto the plank, in the part that the door leaves open."""
     block = _carried(state)
-    left, right = state.scene.cabinet_opening
-    door_left = state.scene.slide_span(state.slide)[0]
-    door_right = state.scene.slide_span(state.slide)[1]
-    free = (left, door_left) if door_left - left > right - door_right else (door_right, right)
-    half = 0.075
-    xs = np.linspace(min(free[0] + half, np.mean(free)), max(free[1] - half, np.mean(free)), 5)
-    taken = [o.position[0] for o in state.others(block) if g.in_cabinet(o)]
-    clear = [min([abs(x - t) for t in taken], default=1.0) for x in xs]
-    x = float(xs[int(np.argmax(np.minimum(clear, 0.09) - 0.01 * np.abs(xs - np.mean(free))))])
-    target = np.array([x, 0.065, TABLE_TOP + 0.024])
     if not state.held(block):
-        if g.in_cabinet(block):
-            return _withdraw(state)
-        return g.grasp(state, block)
-    return g.carry(state, block, target, FRONT_YAW, clearance=0.11)
+        return _withdraw(state) if g.in_cabinet(block) else g.grasp(state, block)
+    if _door_between(state):
+        return fixtures.move_slider(state, _door_way(state))
+    low, high = _free_part(state)
+    middle = 0.5 * (low + high)
+    xs = np.linspace(min(low + SIDE_ROOM, middle), max(high - SIDE_ROOM, middle), 7)
+    others = [o.position[0] for o in state.others(block) if g.in_cabinet(o)]
+    room = np.array([min([abs(x - other) for other in others], default=1.0) for x in xs])
+    x = float(xs[int(np.argmax(np.minimum(room, 0.10) - 0.05 * np.abs(xs - middle)))])
+    # Off the middle, door or wall leave no room for an upright hand.
+    tight = min(x - low, high - x) < HAND_HALF
+    target = np.array([x, 0.065, TABLE_TOP + 0.005])
+    return g.carry(state, block, target, FRONT_YAW, clearance=0.12, lean=g.CABINET_LEAN if tight else None)
+
+
+def _free_part(state: State) -> tuple[float, float]:
+    """x range of the cabinet's opening beside the door; the wider one."""
+    low, high = state.scene.cabinet_opening
+    left, right = state.scene.slide_span(state.slide)
+    return (low, left) if left - low > high - right else (right, high)
+
+
+def _door_between(state: State) -> bool:
+    """Whether the door stands half-way, so that neither side has room."""
+    low, high = _free_part(state)
+    return high - low < 0.19
+
+
+def _door_way(state: State) -> float:
+    """The direction (+1 left) in which the door is nearer to its end."""
+    return 1.0 if state.slide > 0.5 * state.scene.slide_limit else -1.0
 
 
 def place_in_drawer(state: State) -> Goal:
@@ -98,7 +123,7 @@ def place_in_drawer(state: State) -> Goal:
             return _withdraw(state)
         return g.grasp(state, block)
     inner_x = np.mean(state.scene.drawer_interior)
-    target = np.array([inner_x, -0.06 - state.drawer, 0.342 + 0.026])
+    target = np.array([inner_x, -0.06 - state.drawer, DRAWER_FLOOR + 0.005])
     return g.carry(state, block, target, FRONT_YAW, clearance=0.14, tolerance=0.03)
 
 
@@ -114,7 +139,7 @@ def stack(state: State) -> Goal:
     yaw = state.yaw + _nearest_turn(below.yaw - block.yaw, turn)
     if not g.YAW_RANGE[0] < yaw < g.YAW_RANGE[1]:
         yaw = state.yaw
-    target = below.position + np.array([0.0, 0.0, 0.042])
+    target = below.position + np.array([0.0, 0.0, 0.5 * below.size[2] + 0.002])
     return g.carry(state, block, target, yaw, clearance=0.08, tolerance=0.006)
 
 

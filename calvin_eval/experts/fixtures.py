@@ -8,19 +8,26 @@ from calvin_eval.experts.grasp import idle_gripper
 from calvin_eval.experts.motion import CLOSE, FRONT_YAW, Goal, from_above, from_front
 from calvin_eval.experts.state import State
 
+OVER_BUTTON = 0.2
+"""Clearance (m) over the low drawer handle that takes closed fingers over button and blocks."""
 AHEAD = 0.05
 """How far (m) ahead of the tool a waypoint lies while it pushes against something."""
 
 
 def move_slider(state: State, direction: float) -> Goal:
-    """Pushes the door by its handle; direction is +1 for left (-x, joint grows), -1 for right."""
+    """Pushes the door by its handle; direction is +1 for left (-x, joint grows), -1 for right.
+
+    A held block stays held, for tasks that find the door in their way.
+    """
     handle = state.scene.slide_handle(state.slide)
-    reach = 0.021 + 0.027
+    holding = state.holding() is not None
+    reach = 0.021 + (0.047 if holding else 0.027)
+    gripper = CLOSE if holding else idle_gripper(state)
     behind = direction * (state.tool[0] - handle[0])
     target = np.array([handle[0] + direction * (reach + 0.025), 0.025, 0.56])
     if 0.3 * reach < behind < reach + 0.06 and abs(state.tool[2] - 0.56) < 0.03 and -0.005 < state.tool[1] < 0.06:
         return Goal(np.array([state.tool[0] - direction * AHEAD, 0.025, 0.56]), FRONT_YAW, CLOSE)
-    return from_front(state, target, FRONT_YAW, idle_gripper(state))
+    return from_front(state, target, FRONT_YAW, gripper)
 
 
 def open_drawer(state: State) -> Goal:
@@ -30,7 +37,7 @@ def open_drawer(state: State) -> Goal:
     inside = abs(state.tool[0] - gap[0]) < 0.06 and bar[1] < state.tool[1] < bar[1] + 0.06 and state.tool[2] < 0.385
     if inside:
         return Goal(np.array([gap[0], state.tool[1] - AHEAD, 0.362]), FRONT_YAW, CLOSE)
-    return from_above(state, gap, FRONT_YAW, idle_gripper(state), clearance=0.12)
+    return from_above(state, gap, FRONT_YAW, idle_gripper(state), clearance=OVER_BUTTON)
 
 
 def close_drawer(state: State) -> Goal:
@@ -40,7 +47,7 @@ def close_drawer(state: State) -> Goal:
     before = bar[1] - state.tool[1]
     if abs(state.tool[0] - bar[0]) < 0.06 and before > 0.01 and state.tool[2] < 0.385:
         return Goal(np.array([bar[0], state.tool[1] + AHEAD, 0.362]), FRONT_YAW, CLOSE)
-    return from_above(state, start, FRONT_YAW, idle_gripper(state), clearance=0.12)
+    return from_above(state, start, FRONT_YAW, idle_gripper(state), clearance=OVER_BUTTON)
 
 
 def press_button(state: State) -> Goal:

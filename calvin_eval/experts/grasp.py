@@ -49,10 +49,24 @@ def grasp_yaw(state: State, block: Block, room: tuple[float, float] = (0.0, 0.0)
     cost = np.abs(fitting - preferred)
     if block.size[0] > 0.05 and not long:
         cost = cost + 0.5 * (np.abs(np.sin(fitting - block.yaw)) > 0.5)
+    cost = cost + np.array([3.0 * _fingers_blocked(state, block, yaw) for yaw in fitting])
     yaw = float(fitting[int(np.argmin(cost))])
     if in_cabinet(block):
         yaw = float(np.clip(yaw, FRONT_YAW - 0.5, FRONT_YAW + 0.5))
     return yaw
+
+
+def _fingers_blocked(state: State, block: Block, yaw: float) -> int:
+    """How many of the two open fingers would come down on another block."""
+    opening = np.array([np.sin(yaw), -np.cos(yaw)])
+    count = 0
+    for side in (-0.053, 0.053):
+        finger = block.position[:2] + side * opening
+        for other in state.others(block):
+            inside = other.axes[:2, :2].T @ (finger - other.position[:2])
+            near = np.all(np.abs(inside) < 0.5 * other.size[:2] + 0.014)
+            count += int(near and abs(other.position[2] - block.position[2]) < 0.03)
+    return count
 
 
 def front_lean(y: float) -> np.ndarray:
@@ -92,16 +106,35 @@ def lift(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0)) 
     return grasp(state, block, room=room)
 
 
-def carry(state: State, block: Block, target: np.ndarray, yaw: float, *, clearance: float, tolerance: float = 0.012) -> Goal:
-    """Moves the held block's centre to the target from above, and lets go of it there."""
-    error = target - block.position
+def carry(
+    state: State,
+    block: Block,
+    target: np.ndarray,
+    yaw: float,
+    *,
+    clearance: float,
+    tolerance: float = 0.012,
+    lean: np.ndarray | None = None,
+) -> Goal:
+    """Moves the held block above the target and lets go of it there.
+
+    Args:
+        state: the present state. block: the held block.
+        target: (3,) where the middle of its underside goes.
+        yaw: tool yaw to arrive with. clearance: height (m) at which it crosses over.
+        tolerance: horizontal error (m) at which it may go.
+        lean: tool lean to arrive with; None for the one that levels the block.
+    """
+    error = target + [0.0, 0.0, block.half_height] - block.position
     if np.hypot(error[0], error[1]) < tolerance and abs(error[2]) < 0.008:
         return let_go(state)
-    return from_above(state, state.tool + error, yaw, CLOSE, clearance=clearance)
+    level = state.lean + block.up
+    level *= min(1.0, 0.6 / max(1e-9, float(np.hypot(*level))))
+    return from_above(state, state.tool + error, yaw, CLOSE, clearance=clearance, lean=level if lean is None else lean)
 
 
 def free_spot(state: State, block: Block) -> np.ndarray:
-    """The nearest place (3,) on the table where the block can be put down next to the others."""
+    """The nearest place (3,) on the table top where the block can be put down next to the others."""
     low, high = state.scene.surfaces["table"]
     xs, ys = np.linspace(low[0], high[0], 15), np.linspace(low[1], high[1], 4)
     spots = np.array([(x, y) for x in xs for y in ys])
@@ -109,7 +142,7 @@ def free_spot(state: State, block: Block) -> np.ndarray:
     for other in state.others(block):
         distance = distance + 10.0 * (np.hypot(*(spots - other.position[:2]).T) < 0.10)
     x, y = spots[int(np.argmin(distance))]
-    return np.array([x, y, TABLE_TOP + 0.021])
+    return np.array([x, y, TABLE_TOP])
 
 
 def release(state: State, block: Block) -> Goal:
@@ -118,7 +151,7 @@ def release(state: State, block: Block) -> Goal:
     resting = block.position[2] < TABLE_TOP + 0.024 or in_drawer(block)
     if resting and (alone or in_drawer(block)):
         return let_go(state)
-    spot = block.position * [1, 1, 0] + [0, 0, TABLE_TOP + 0.021] if alone and on_table_area(block) else free_spot(state, block)
+    spot = np.append(block.position[:2], TABLE_TOP) if alone and on_table_area(block) else free_spot(state, block)
     return carry(state, block, spot, state.yaw, clearance=0.08)
 
 

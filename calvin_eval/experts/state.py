@@ -9,10 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from calvin_eval.protocol import BLOCKS, Observation
 from calvin_eval.world.scenes import SceneGeometry, scene_geometry
 
+THINNEST = 0.028
+"""Opening (m) under which the fingers hold nothing: blocks are 4 cm thick."""
 TOOL_YAW_LOW = -1.2
 """Tool yaw is counted from here upwards (rad): the wrist's limits leave about this range free of jumps."""
 
@@ -37,6 +40,23 @@ class Block:
     position: np.ndarray
     euler: np.ndarray
     size: np.ndarray
+
+    @property
+    def axes(self) -> np.ndarray:
+        """Rotation matrix (3, 3); columns are the block's axes in the world."""
+        return Rotation.from_euler("xyz", self.euler).as_matrix()
+
+    @property
+    def half_height(self) -> float:
+        """Half the block's vertical extent as it is turned now, m."""
+        return float(0.5 * np.abs(self.axes[2]) @ self.size)
+
+    @property
+    def up(self) -> np.ndarray:
+        """Horizontal part (2,) of the axis that points up; zero when the block is level."""
+        axes = self.axes
+        axis = axes[:, int(np.argmax(np.abs(axes[2])))]
+        return axis[:2] * np.sign(axis[2])
 
     @property
     def yaw(self) -> float:
@@ -122,7 +142,8 @@ class State:
 
     def held(self, block: Block) -> bool:
         """Whether the closed fingers hold the block: it sits between them and the opening fits its width."""
-        return self.straddles(block) and self.width < self.grasp_width(block) + 0.008
+        fits = THINNEST < self.width < self.grasp_width(block) + 0.008
+        return fits and self.straddles(block)
 
     def holding(self) -> Block | None:
         """The held block, if any."""
