@@ -1,7 +1,7 @@
 """CALVIN's chains: an initial state and five instructions in a row, 1000 of them (CALVIN SPEC 1.9, 1.10).
 
-The official 1000 ship as `data/chains.txt`; `python -m calvin_eval.chains make` draws them again (a minute and a half
-on one core). Smaller evaluations use the first n, so their results are part of the full one.
+The official 1000 ship as `data/chains.txt`; `python -m calvin_eval.chains make` draws them again (a minute
+and a half on one core). Smaller evaluations use the first n, so their results are part of the full one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def initial_conditions() -> list[InitialCondition]:
     return [
         InitialCondition(*values)
         for values in product
-        if values.count("table") in (1, 2) and values.count("slider_right") < 2 and values.count("slider_left") < 2
+        if values.count("table") in (1, 2)
+        and max(values.count("slider_right"), values.count("slider_left")) < 2
     ]
 
 
@@ -85,10 +86,14 @@ def chains(count: int = CHAINS) -> list[Chain]:
 def initial_state(condition: InitialCondition, scene: str = "D") -> tuple[np.ndarray, np.ndarray]:
     """The state (robot_obs (15,), scene_obs (24,)) in which a chain starts.
 
-    In scene D these are the official states. CALVIN uses the same block positions in every scene, listed in the
-    scene's own block order, and so does scene A, whose cabinet is D's. In B and C those positions would lie inside
-    the cabinet's wall and on the button, so there the same draws go to the scene's own surfaces, and the sliding
-    door stops at the scene's own limit.
+    In scene D these are the official states. Scene A has D's cabinet and gets the same positions, listed in
+    its own block order. In B and C official positions lie inside the cabinet's wall or at the button's
+    collar, and the door's would be short of its limit or beyond; there the same draws go to the scene's own
+    surfaces (a quarter from the ends of the table's, the middle of the cabinet's), and the door stands at its
+    own limit.
+
+    Raises:
+        ValueError: no such scene.
     """
     geometry = scene_geometry(scene)
     rng = np.random.RandomState(_fnv1_32(str(asdict(condition).values())))
@@ -114,15 +119,19 @@ def initial_state(condition: InitialCondition, scene: str = "D") -> tuple[np.nda
 
 
 INITIAL_ROBOT_OBS = np.array(
-    [0.02586889, -0.2313129, 0.5712808, 3.09045411, -0.02908596, 1.50013585, 0.07999963]
-    + [-1.21779124, 1.03987629, 2.11978254, -2.34205014, -0.87015899, 1.64119093, 0.55344928, 1.0]
+    [
+        *(0.02586889, -0.2313129, 0.5712808, 3.09045411, -0.02908596, 1.50013585, 0.07999963),
+        *(-1.21779124, 1.03987629, 2.11978254, -2.34205014, -0.87015899, 1.64119093, 0.55344928, 1.0),
+    ]
 )
+"""The robot's state (15,) at the start of every chain."""
 
 
 def _places(scene: str) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """Two places on the table, and one on either side of the cabinet."""
     if scene in ("A", "D"):
-        table = [np.array([0.0500000896, -0.120000177, 0.459990009]), np.array([0.229995412, -0.11999514, 0.45999001])]
+        front = [(0.0500000896, -0.120000177, 0.459990009), (0.229995412, -0.11999514, 0.45999001)]
+        table = [np.array(place) for place in front]
         left = np.array([-0.240851662, 0.0924044687, 0.460990009])
         right = np.array([0.070341633, 0.0924044687, 0.460990009])
         return table, left, right
@@ -130,19 +139,20 @@ def _places(scene: str) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     low, high = surfaces["table"][:, 0]
     quarter = 0.25 * (high - low)
     table = [np.array([x, -0.12, 0.45999]) for x in (low + quarter, high - quarter)]
-    left, right = (np.array([surfaces[f"slider_{side}"][:, 0].mean(), 0.0924, 0.46099]) for side in ("left", "right"))
+    middles = (surfaces[f"slider_{side}"][:, 0].mean() for side in ("left", "right"))
+    left, right = (np.array([x, 0.0924, 0.46099]) for x in middles)
     return table, left, right
 
 
 def _fnv1_32(text: str) -> int:
-    """pyhash's fnv1_32: FNV-1 over the UTF-16-LE bytes, from zero instead of the offset basis."""
+    """The hash that CALVIN seeds with: FNV-1 over UTF-16-LE bytes, from zero instead of the offset basis."""
     value = 0
     for byte in text.encode("utf-16-le"):
         value = (value * 0x01000193) & 0xFFFFFFFF ^ byte
     return value
 
 
-# --- how chains are drawn ---------------------------------------------------------------------------------------
+# --- how chains are drawn -----------------------------------------------------------------------------------
 
 State = dict[str, Any]
 Rule = tuple[Mapping[str, tuple[Any, ...]], State]
@@ -154,7 +164,7 @@ def _needs(**values: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def _rules() -> dict[str, list[Rule]]:
-    """What each task asks of the state and does to it; a task is possible if exactly one of its rules fits."""
+    """What each task asks of the state and does to it; possible is a task of which exactly one rule fits."""
     blocks = [f"{colour}_block" for colour in COLOURS]
     rules: dict[str, list[Rule]] = {
         "move_slider_left": [(_needs(slider="right", grasped=0), {"slider": "left"})],
@@ -162,7 +172,10 @@ def _rules() -> dict[str, list[Rule]]:
         "open_drawer": [(_needs(drawer="closed", grasped=0), {"drawer": "open"})],
         "close_drawer": [(_needs(drawer="open", grasped=0), {"drawer": "closed"})],
         "place_in_slider": [
-            (_needs(**{block: "grasped", "slider": side, "grasped": 1}), {block: f"slider_{side}", "grasped": 0})
+            (
+                _needs(**{block: "grasped", "slider": side, "grasped": 1}),
+                {block: f"slider_{side}", "grasped": 0},
+            )
             for block in blocks
             for side in ("right", "left")
         ],
@@ -171,7 +184,10 @@ def _rules() -> dict[str, list[Rule]]:
             for block in blocks
         ],
         "stack_block": [
-            (_needs(**{a: "grasped", b: "table", "grasped": 1}), {a: "stacked_top", b: "stacked_bottom", "grasped": 0})
+            (
+                _needs(**{a: "grasped", b: "table", "grasped": 1}),
+                {a: "stacked_top", b: "stacked_bottom", "grasped": 0},
+            )
             for a, b in itertools.permutations(blocks, 2)
         ],
         "unstack_block": [
@@ -207,14 +223,14 @@ def _rules() -> dict[str, list[Rule]]:
 
 def _category(task: str) -> str:
     """Tasks of one category occur at most once in a chain."""
-    if task.startswith("rotate") or (task.startswith("push") and task != "push_into_drawer"):
+    if task.startswith(("rotate", "push")) and task != "push_into_drawer":
         return "rotate and push"
     if task.startswith("lift"):
         return "lift from " + task.rsplit("_", 1)[1]
-    for words in ("move_slider", "drawer", "place_in", "turn"):
-        if task.startswith(words) or (words == "drawer" and task in ("open_drawer", "close_drawer")):
-            return words
-    return task
+    if task in ("open_drawer", "close_drawer"):
+        return "drawer"
+    families = ("move_slider", "place_in", "turn")
+    return next((family for family in families if task.startswith(family)), task)
 
 
 _RULES = _rules()
@@ -227,7 +243,7 @@ def possible_in_a_row(condition: InitialCondition, tasks: tuple[str, ...]) -> bo
         return False
     state: State = asdict(condition)
     for task in tasks:
-        fitting = [gets for needs, gets in _RULES[task] if all(state[key] in values for key, values in needs.items())]
+        fitting = [gets for needs, gets in _RULES[task] if all(state[key] in needs[key] for key in needs)]
         if len(fitting) != 1:
             return False
         state.update(fitting[0])
@@ -237,7 +253,7 @@ def possible_in_a_row(condition: InitialCondition, tasks: tuple[str, ...]) -> bo
 def draw(index: int, count: int) -> list[Chain]:
     """The chains of the initial condition of an index, as many as asked."""
     condition = initial_conditions()[index]
-    rng, names, found = np.random.RandomState(index), list(TASKS), []
+    rng, names, found = np.random.RandomState(index), list(TASKS), list[Chain]()
     while len(found) < count:
         tasks = tuple(str(task) for task in rng.choice(names, size=LENGTH, replace=False))
         if possible_in_a_row(condition, tasks):
@@ -246,25 +262,28 @@ def draw(index: int, count: int) -> list[Chain]:
 
 
 def make(workers: int | None = None) -> list[Chain]:
-    """Draws the official 1000 chains, on several cores."""
+    """Draws the official 1000 chains, on several cores (all of them by default)."""
     conditions = initial_conditions()
     counts = [len(part) for part in np.array_split(np.arange(CHAINS), len(conditions))]
     with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
         parts = pool.map(draw, range(len(conditions)), counts)
         found = [chain for part in track(parts, "Drawing chains", total=len(counts)) for chain in part]
-    np.random.RandomState(0).shuffle(found)
-    return found
+    order = list(range(CHAINS))
+    np.random.RandomState(0).shuffle(order)
+    return [found[index] for index in order]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m calvin_eval.chains", description="CALVIN's five-task chains.")
+    parser = argparse.ArgumentParser("python -m calvin_eval.chains", description="CALVIN's five-task chains.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("make", help="draw the official 1000 chains again and write the file that ships")
-    verb.add_argument("--out", type=Path, default=FILE)
+    verb.add_argument("--out", type=Path, default=FILE, help="where to write them")
     options = parser.parse_args(arguments)
     conditions, names = initial_conditions(), list(TASKS)
-    rows = ["# CALVIN's 1000 chains: index of the initial condition, then of five tasks. Made by calvin_eval.chains make"]
+    rows = [
+        "# CALVIN's 1000 chains: index of the initial condition, then of five tasks (calvin_eval.chains make)"
+    ]
     for chain in make():
         numbers = [conditions.index(chain.condition), *(names.index(task) for task in chain.tasks)]
         rows.append(" ".join(str(number) for number in numbers))

@@ -12,8 +12,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
+PACKAGES = (
+    "roboflamingo",
+    "numpy",
+    "scipy",
+    "pybullet",
+    "panda3d",
+    "torch",
+    "transformers",
+    "open_clip_torch",
+    "lightning",
+)
+"""Whose versions results name."""
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Lets `write` fill a temporary file beside path, then puts it in place at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -29,7 +42,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
-    write_atomic(path, lambda file: file.write(text.encode()) and None)
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -40,18 +53,26 @@ def write_json(path: Path, value: Any) -> None:
 def provenance() -> dict[str, str]:
     """Versions of what computes results, the git revision, and the machine's kind."""
     versions = {}
-    for name in ("roboflamingo", "numpy", "pybullet", "panda3d", "torch", "transformers", "open_clip_torch", "lightning"):
+    for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
-    return {"python": platform.python_version(), "git": git_revision(), "machine": platform.machine(), **versions}
+    return {
+        "python": platform.python_version(),
+        "git": git_revision(),
+        "machine": platform.machine(),
+        **versions,
+    }
 
 
 def git_revision() -> str:
-    """Revision of the checkout this code runs from, with "+" where files differ from it; "unknown" outside of one."""
+    """Revision of the checkout this code runs from, with "+" if files differ; "unknown" outside of one."""
     folder = Path(__file__).parent
     try:
+        _git(
+            folder, "ls-files", "--error-unmatch", __file__
+        )  # a checkout around an installed copy says nothing
         revision = _git(folder, "rev-parse", "--short=12", "HEAD")
         return revision + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
@@ -59,4 +80,5 @@ def git_revision() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True)
+    return done.stdout.strip()

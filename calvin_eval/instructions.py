@@ -36,7 +36,10 @@ def _table() -> dict[str, dict[str, tuple[str, ...]]]:
 @lru_cache(maxsize=1)
 def _tasks_by_sentence() -> dict[str, str]:
     return {
-        sentence: task for task, splits in _table().items() for sentences in splits.values() for sentence in sentences
+        sentence: task
+        for task, splits in _table().items()
+        for sentences in splits.values()
+        for sentence in sentences
     }
 
 
@@ -60,5 +63,7 @@ def task_of(sentence: str) -> str:
         KeyError: the sentence is not one of ours.
     """
     if sentence not in _tasks_by_sentence():
-        raise KeyError(f"no task has the sentence {sentence!r}; calvin_eval.instructions.sentences lists them")
+        raise KeyError(
+            f"no task has the sentence {sentence!r}; calvin_eval.instructions.sentences lists them"
+        )
     return _tasks_by_sentence()[sentence]

@@ -1,9 +1,9 @@
 """Keeps the target pose of an environment near the arm.
 
-CALVIN adds every relative action to a target that the arm then follows. Against an obstacle the target runs away by
-metres (it was seen 3 m off), and the arm is stuck until a policy has undone it all. Whoever issues relative actions
-can prevent that, since target and measured pose are both known to it: this wrapper shortens actions so that the
-target stays within reach of the measured pose.
+CALVIN adds every relative action to a target that the arm then follows. Against an obstacle the target runs
+away by metres (it was seen 3 m off), and the arm is stuck until a policy has undone it all. Whoever issues
+relative actions can prevent that, since target and measured pose are both known to it: this wrapper shortens
+actions so that the target stays within reach of the measured pose.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class TargetLeash:
 
     def __init__(self, env: Env, reach: float = 0.05) -> None:
         if reach <= 0:
-            raise ValueError(f"the leash must be longer than 0 m, not {reach}; to run without one, leave it out")
+            raise ValueError(
+                f"the leash must be longer than 0 m, not {reach}; to run without one, leave it out"
+            )
         self._env, self._reach = env, reach
         self._lead = np.zeros(6)
         self._pose = np.zeros(6)

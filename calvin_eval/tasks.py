@@ -1,7 +1,7 @@
 """The oracle: when each of CALVIN's 34 tasks counts as solved (CALVIN SPEC 1.8, to the letter).
 
 A task compares the moment its instruction was given with the present one. Several can be true at once.
-`python -m calvin_eval.tasks check CASES.json.gz` replays recorded cases against the official oracle's answers.
+`python -m calvin_eval.tasks check CASES.json.gz` compares it with the official oracle's recorded answers.
 
 Non-obvious behaviours, kept as the official oracle has them
     - A lift asks for contact with the robot and nothing else, so a block that brushes a wall is not lifted.
@@ -126,7 +126,8 @@ def _toggle(light: str, before: int) -> Test:
 
 def _push_into_drawer(start: Info, end: Info) -> bool:
     return any(
-        start.blocks[block].contacts == {Contact(TABLE, BASE)} and Contact(TABLE, DRAWER) in end.blocks[block].contacts
+        start.blocks[block].contacts == {Contact(TABLE, BASE)}
+        and Contact(TABLE, DRAWER) in end.blocks[block].contacts
         for block in start.blocks
     )
 
@@ -186,16 +187,18 @@ def solved(start: Info, end: Info, tasks: Collection[str] = tuple(TASKS)) -> set
 
 
 def read_snapshot(snapshot: dict[str, Any], scene: dict[str, Any]) -> Info:
-    """One recorded moment of a cases file, whose contacts are [body, other body, link, other link, distance]."""
-    names = {scene["robot_uid"]: ROBOT, scene["table_uid"]: TABLE, **{uid: name for name, uid in scene["uids"].items()}}
-    links = {index: name for name, index in scene["links"].items()}
+    """A recorded moment of a cases file; its contacts are [body, other body, link, other link, distance]."""
+    names = {scene["robot_uid"]: ROBOT, scene["table_uid"]: TABLE}
+    names |= {uid: block for block, uid in scene["uids"].items()}
+    links = {index: link for link, index in scene["links"].items()}
 
     def contacts(points: list[list[float]]) -> frozenset[Contact]:
         result = set()
         for point in points:
             body, link = int(point[1]), int(point[3])
             name = names.get(body, f"body_{body}")
-            result.add(Contact(name, links[link] if name == TABLE else BASE if link == -1 else f"link_{link}"))
+            known = links if name == TABLE else {-1: BASE}
+            result.add(Contact(name, known.get(link, f"link_{link}")))
         return frozenset(result)
 
     blocks = {
@@ -208,15 +211,26 @@ def read_snapshot(snapshot: dict[str, Any], scene: dict[str, Any]) -> Info:
         )
         for name, block in snapshot["movable"].items()
     }
-    return Info(snapshot["scene"], snapshot["doors"], snapshot["lights"], blocks, contacts(snapshot["robot_contacts"]))
+    robot_contacts = contacts(snapshot["robot_contacts"])
+    return Info(snapshot["scene"], snapshot["doors"], snapshot["lights"], blocks, robot_contacts)
 
 
 def check(path: Path) -> tuple[int, int, list[str]]:
-    """Replays a cases file: (how many agree, how many there are, the first ten disagreements in words)."""
-    with gzip.open(path, "rt") as file:
-        data = json.load(file)
+    """Replays a cases file: (how many agree, how many there are, the first ten disagreements in words).
+
+    Raises:
+        ValueError: the file is not gzipped JSON, or lacks a key.
+    """
+    try:
+        with gzip.open(path, "rt") as file:
+            data = json.load(file)
+    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a file of cases, gzipped JSON: {error}") from error
+    missing = {"scenes", "snapshots", "cases"} - set(data)
+    if missing:
+        raise ValueError(f"{path} is not a file of cases: it lacks {', '.join(sorted(missing))}")
     snapshots = [read_snapshot(s, data["scenes"][s["scene"]]) for s in data["snapshots"]]
-    agree, wrong = 0, []
+    agree, wrong = 0, list[str]()
     for number, (start, end, expected) in enumerate(data["cases"]):
         found = solved(snapshots[start], snapshots[end])
         if found == set(expected):
@@ -228,14 +242,17 @@ def check(path: Path) -> tuple[int, int, list[str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 1 if any case disagrees."""
-    parser = argparse.ArgumentParser(prog="python -m calvin_eval.tasks", description="The oracle for CALVIN's 34 tasks.")
+    parser = argparse.ArgumentParser(
+        "python -m calvin_eval.tasks", description="The oracle for CALVIN's 34 tasks."
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("check", help="replay recorded cases of the official oracle")
     verb.add_argument("cases", type=Path, help="file of cases, json.gz")
     options = parser.parse_args(arguments)
-    if not options.cases.is_file():
-        parser.error(f"{options.cases} does not exist")
-    agree, total, wrong = check(options.cases)
+    try:
+        agree, total, wrong = check(options.cases)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     for line in wrong:
         print(line)
     print(f"agree {agree}/{total}")
