@@ -39,9 +39,13 @@ class WeightAverage:
         finally:
             self._swap()
 
+    @torch.no_grad()
     def _swap(self) -> None:
+        """Exchanges values and leaves storage alone, which cuDNN's LSTM keeps in one piece."""
         for name, parameter in self._parameters.items():
-            parameter.data, self._average[name] = self._average[name], parameter.data
+            weight = parameter.clone()
+            parameter.copy_(self._average[name])
+            self._average[name].copy_(weight)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The averages by parameter name."""
