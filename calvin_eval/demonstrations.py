@@ -85,7 +85,7 @@ class EpisodeSettings:
     """
 
     tasks: int = 5
-    max_steps: int = 240
+    max_steps: int = 150
     noise: Noise = field(default_factory=Noise)
     render: bool = True
     leash: float | None = 0.05

@@ -6,6 +6,7 @@ those shapes that can move; lights of the table change colour only when they swi
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,8 +53,9 @@ class PandaRenderer:
         self._bodies: dict[str, list[core.NodePath]] = {}
         self._bulb: list[core.NodePath] = []
         self._led: list[core.NodePath] = []
-        for shape in collect_shapes(world):
-            self._add_shape(shape)
+        alike = groupby(collect_shapes(world), key=lambda s: (s.uid, s.link, s.texture, s.texture and s.colour))
+        for _, shapes in alike:
+            self._add_shapes(list(shapes))
         self._lit: tuple[int, int] | None = None
         self._arm = [link for uid, link in self._links if uid == world.robot.uid and link >= 0]
         self._joints = [link for uid, link in self._links if uid == world.table.uid and link >= 0]
@@ -106,19 +108,20 @@ class PandaRenderer:
         wall = looks.LOOKS[self._world.scene].wall
         self._background = core.LColor(*wall, 1)
 
-    def _add_shape(self, shape: Shape) -> None:
-        key = (shape.uid, shape.link)
+    def _add_shapes(self, shapes: list[Shape]) -> None:
+        """Adds shapes of one link that share a texture, or have none."""
+        first = shapes[0]
+        key = (first.uid, first.link)
         if key not in self._links:
-            self._links[key] = self._root.attach_new_node(f"{shape.body}:{shape.link}")
-        node = self._links[key].attach_new_node(_geometry(shape))
-        node.set_pos_quat(core.LPoint3(*shape.position), _quaternion(shape.quaternion))
-        look = looks.LOOKS[self._world.scene]
-        if shape.texture:
-            image = looks.checker(shape.colour) if shape.texture == "floor" else looks.wood(shape.colour, look.grain)
+            self._links[key] = self._root.attach_new_node(f"{first.body}:{first.link}")
+        node = self._links[key].attach_new_node(_geometry(shapes))
+        if first.texture:
+            grain = looks.LOOKS[self._world.scene].grain
+            image = looks.checker(first.colour) if first.texture == "floor" else looks.wood(first.colour, grain)
             node.set_texture(_texture(image))
-        self._bodies.setdefault(shape.body, []).append(node)
-        if shape.body == "table":
-            lights = {"light_link": self._bulb, "led_link": self._led}.get(self._world.table.links[shape.link])
+        self._bodies.setdefault(first.body, []).append(node)
+        if first.body == "table":
+            lights = {"light_link": self._bulb, "led_link": self._led}.get(self._world.table.links[first.link])
             if lights is not None:
                 lights.append(node)
 
@@ -194,28 +197,35 @@ def _base_frame(world: PlayTable) -> tuple[float, float, float]:
     return ROBOT_BASE
 
 
-def _geometry(shape: Shape) -> core.GeomNode:
-    """A node with the shape's triangles, flat-shaded."""
-    faces = shape.triangles
-    normals = np.cross(faces[:, 1] - faces[:, 0], faces[:, 2] - faces[:, 0])
-    length = np.linalg.norm(normals, axis=1)
-    faces, uv, normals = faces[length > 0], shape.uv[length > 0], normals[length > 0]
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    data = core.GeomVertexData(shape.body, core.GeomVertexFormat.get_v3n3c4t2(), core.Geom.UH_static)
+def _geometry(shapes: list[Shape]) -> core.GeomNode:
+    """One node for shapes of a link that look alike, with shared vertices stored once: drawing costs by the vertex."""
+    rows = []
+    for shape in shapes:
+        area = np.linalg.norm(
+            np.cross(shape.triangles[:, 1] - shape.triangles[:, 0], shape.triangles[:, 2] - shape.triangles[:, 0]), axis=1
+        )
+        keep = area > 0
+        turn = np.reshape(p.getMatrixFromQuaternion(shape.quaternion), (3, 3)).T
+        colour = (1.0, 1.0, 1.0) if shape.texture else shape.colour
+        tile = FLOOR_TILE if shape.texture == "floor" else WOOD_TILE
+        corners = (shape.triangles[keep] @ turn + shape.position).reshape(-1, 3)
+        normals = (shape.normals[keep] @ turn).reshape(-1, 3)
+        colours = np.tile((*colour, 1.0), (len(corners), 1))
+        rows.append(np.hstack([corners, normals, colours, (shape.uv[keep] / tile).reshape(-1, 2)]))
+    vertices, index = np.unique(np.concatenate(rows).round(6), axis=0, return_inverse=True)
+    data = core.GeomVertexData("shapes", core.GeomVertexFormat.get_v3n3c4t2(), core.Geom.UH_static)
     writers = [core.GeomVertexWriter(data, name) for name in ("vertex", "normal", "color", "texcoord")]
-    colour = (1.0, 1.0, 1.0) if shape.texture else shape.colour
-    tile = FLOOR_TILE if shape.texture == "floor" else WOOD_TILE
-    for face, coordinates, normal in zip(faces, uv / tile, normals, strict=True):
-        for corner, coordinate in zip(face, coordinates, strict=True):
-            writers[0].add_data3(*corner)
-            writers[1].add_data3(*normal)
-            writers[2].add_data4(*colour, 1)
-            writers[3].add_data2(*coordinate)
+    for row in vertices:
+        writers[0].add_data3(*row[:3])
+        writers[1].add_data3(*row[3:6])
+        writers[2].add_data4(*row[6:10])
+        writers[3].add_data2(*row[10:])
     triangles = core.GeomTriangles(core.Geom.UH_static)
-    triangles.add_next_vertices(3 * len(faces))
+    for corners in index.reshape(-1, 3):
+        triangles.add_vertices(*(int(corner) for corner in corners))
     geometry = core.Geom(data)
     geometry.add_primitive(triangles)
-    node = core.GeomNode(shape.body)
+    node = core.GeomNode("shapes")
     node.add_geom(geometry)
     return node
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from calvin_eval.world.playtable import PlayTable
 
 
+CREASE = np.radians(40.0)
+"""Faces that meet at a sharper angle than this are drawn with an edge."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """One visual shape.
@@ -27,6 +31,7 @@ class Shape:
         body: the body's name. uid, link: pybullet's ids. index: its number among the link's shapes.
         position, quaternion: pose in the link's frame.
         triangles: (F, 3, 3) corners in the shape's frame, m.
+        normals: (F, 3, 3) unit normals at the corners: smooth within a mesh, but for its creases.
         uv: (F, 3, 2) texture coordinates in metres along the surface.
         colour: RGB in [0, 1]. texture: "wood", "floor" or "" for plain.
     """
@@ -38,6 +43,7 @@ class Shape:
     position: np.ndarray
     quaternion: np.ndarray
     triangles: np.ndarray
+    normals: np.ndarray
     uv: np.ndarray
     colour: looks.RGB
     texture: str
@@ -53,11 +59,12 @@ def collect_shapes(world: PlayTable) -> list[Shape]:
             index = counts.get(link, 0)
             counts[link] = index + 1
             triangles = _triangles(kind, dimensions, filename.decode())
+            crease = CREASE if kind in (p.GEOM_MESH, p.GEOM_SPHERE, p.GEOM_CYLINDER) else 0.0
             colour, texture = _paint(world, body, link, index)
             shapes.append(
                 Shape(
                     body, uid, link, index, np.array(position), np.array(quaternion), triangles,
-                    _planar_uv(triangles), colour, texture,
+                    corner_normals(triangles, crease), _planar_uv(triangles), colour, texture,
                 )
             )  # fmt: skip
     return shapes
@@ -133,6 +140,30 @@ def _revolved(profile: list[tuple[float, float]], sides: int) -> np.ndarray:
             pair = (ring[i], ring[(i + 1) % sides])
             faces.append((centre, *(pair if up else pair[::-1])))
     return np.array(faces)
+
+
+def corner_normals(triangles: np.ndarray, crease: float) -> np.ndarray:
+    """Unit normals (F, 3, 3) at the corners of triangles (F, 3, 3).
+
+    Each is the mean of the faces that meet there at less than the crease angle (rad), larger faces counting more.
+    """
+    areas = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+    faces = areas / np.maximum(np.linalg.norm(areas, axis=1, keepdims=True), 1e-12)
+    _, place = np.unique(triangles.reshape(-1, 3).round(6), axis=0, return_inverse=True)
+    place = place.reshape(-1, 3)
+    meeting: dict[int, list[int]] = {}
+    for face, corners in enumerate(place):
+        for corner in corners:
+            meeting.setdefault(int(corner), []).append(face)
+    normals = np.repeat(faces[:, None], 3, axis=1)
+    for face, corners in enumerate(place):
+        for index, corner in enumerate(corners):
+            around = meeting[int(corner)]
+            alike = faces[around] @ faces[face] > np.cos(crease)
+            total = areas[around][alike].sum(axis=0)
+            if np.linalg.norm(total) > 0:
+                normals[face, index] = total / np.linalg.norm(total)
+    return normals
 
 
 def _planar_uv(triangles: np.ndarray) -> np.ndarray:

@@ -1,0 +1,61 @@
+"""`roboflamingo collect`: records demonstrations, or checks the demonstrators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from calvin_eval.check import check_demonstrators, print_check
+from calvin_eval.collect import CollectSettings, collect
+from calvin_eval.protocol import Policy
+from roboflamingo.cli.arguments import parse_config, shown_without_traceback
+from roboflamingo.cli.policies import make_policy
+
+EXAMPLES = """
+roboflamingo collect --out data --settings.scenes D --settings.episodes 800
+roboflamingo collect --out data --settings.scenes ABC --settings.episodes 6000      # CALVIN's ABC->D
+roboflamingo collect --out data/round2 --policy runs/demo/train/policy              # DAgger: it acts, demonstrators label
+roboflamingo collect --check --starts 50                                            # how good the demonstrators are
+"""
+
+
+@dataclass
+class CollectConfig:
+    """What to record.
+
+    Attributes:
+        out: parent folder of the data set.
+        settings: scenes, episodes, noise, seed.
+        workers: processes; one per core by default.
+        policy: folder of a policy that acts for a first part of every task, which the demonstrator labels and
+            then finishes (DAgger).
+        execute: E, the actions of a chunk that this policy executes.
+        check: instead of recording, runs every demonstrator from random starts and prints success rates.
+        starts: random starts per task and scene for the check.
+        scenes: scenes of the check.
+    """
+
+    out: str = "data"
+    settings: CollectSettings = field(default_factory=CollectSettings)
+    workers: int | None = None
+    policy: str | None = None
+    execute: int = 4
+    check: bool = False
+    starts: int = 50
+    scenes: str = "ABCD"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Records or checks."""
+    summary = "Records demonstrations as a CALVIN data set; a collection that was killed is continued."
+    config = parse_config(CollectConfig, "collect", arguments, summary=summary, examples=EXAMPLES)
+    with shown_without_traceback("collect", ValueError, FileNotFoundError):
+        if config.check:
+            print_check(check_demonstrators(config.scenes, config.starts, workers=config.workers))
+            return
+        maker: partial[Policy] | None = None
+        if config.policy is not None:
+            maker = partial(make_policy, config.policy, config.execute)
+        collect(Path(config.out), config.settings, workers=config.workers, make_policy=maker)

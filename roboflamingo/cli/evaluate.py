@@ -1,0 +1,78 @@
+"""`roboflamingo evaluate`: runs CALVIN's chains with a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from calvin_eval.evaluate import EvaluateSettings, evaluate
+from calvin_eval.report import print_table
+from roboflamingo.cli.arguments import parse_config, shown_without_traceback
+from roboflamingo.cli.policies import EXPERT, make_env, make_policy
+
+EXAMPLES = """
+roboflamingo evaluate --policy runs/demo/train/policy --out runs/demo/chains --settings.chains 100
+roboflamingo evaluate --policy runs/demo/train/policy --out runs/open --execute 8           # open loop
+roboflamingo evaluate --policy runs/demo/train/policy --out runs/mean --ensemble 0.01       # temporal ensemble
+roboflamingo evaluate --policy expert --out runs/expert --settings.chains 100 --renderer none
+"""
+
+
+@dataclass
+class EvaluateConfig:
+    """How a policy is evaluated.
+
+    Attributes:
+        policy: its folder, or "expert" for the scripted demonstrators.
+        out: folder for results, finished chains and videos.
+        scene: where the chains run.
+        settings: which chains, and by which rules.
+        execute: E, actions executed of each predicted chunk: 1 is closed loop, the chunk's length open loop.
+        ensemble: decay of a temporal ensemble, with execute 1.
+        renderer: what draws the images.
+        workers: processes; one per core by default.
+        batch: environments of a process that share a forward pass.
+    """
+
+    policy: str
+    out: str
+    scene: Literal["A", "B", "C", "D"] = "D"
+    settings: EvaluateSettings = field(default_factory=EvaluateSettings)
+    execute: int = 1
+    ensemble: float | None = None
+    renderer: Literal["panda3d", "tinyrenderer", "none"] = "panda3d"
+    workers: int | None = None
+    batch: int = 8
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Evaluates and prints the table."""
+    summary = "Runs CALVIN's chains of five tasks with a policy; an evaluation that was killed is continued."
+    config = parse_config(EvaluateConfig, "evaluate", arguments, summary=summary, examples=EXAMPLES)
+    with shown_without_traceback("evaluate", ValueError, FileNotFoundError):
+        results = run(config)
+    print_table({config.policy: results})
+    print(f"results in {Path(config.out) / 'results.json'}")
+
+
+def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
+    """Evaluates as configured; see `calvin_eval.evaluate.evaluate`.
+
+    Raises:
+        FileNotFoundError: there is no policy in the folder.
+    """
+    if config.policy != EXPERT and not (Path(config.policy) / "config.yaml").is_file():
+        raise FileNotFoundError(f"{config.policy} holds no policy; train one, or give {EXPERT}")
+    return evaluate(
+        partial(make_env, config.scene, config.renderer),
+        partial(make_policy, config.policy, config.execute, config.ensemble, config.scene),
+        Path(config.out),
+        config.settings,
+        workers=config.workers,
+        batch=config.batch,
+        label=label,
+        about={"policy": config.policy, "scene": config.scene, "execute": config.execute, "ensemble": config.ensemble},
+    )

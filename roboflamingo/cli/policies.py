@@ -1,0 +1,37 @@
+"""Makes what evaluation and collection run, in a form that worker processes can be sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from calvin_eval.experts import Expert
+from calvin_eval.protocol import Policy
+from calvin_eval.world.cameras import CameraSizes
+from calvin_eval.world.playtable import PlayTable
+
+EXPERT = "expert"
+"""Stands for the scripted demonstrators where a policy folder is expected."""
+
+
+def make_policy(folder: str, execute: int = 1, ensemble: float | None = None, scene: str = "D") -> Policy:
+    """The policy in a folder, ready to act on one core.
+
+    Args:
+        folder: of a saved policy, or `EXPERT`.
+        execute, ensemble: see `roboflamingo.control.PolicyController`.
+        scene: for the demonstrators, who need to know it.
+    """
+    if folder == EXPERT:
+        return Expert(scene)
+    import torch
+
+    from roboflamingo.checkpoint import load_policy
+    from roboflamingo.control import PolicyController
+
+    torch.set_num_threads(1)
+    return PolicyController(load_policy(Path(folder)), execute, ensemble)
+
+
+def make_env(scene: str, renderer: str, sizes: CameraSizes | None = None) -> PlayTable:
+    """A play table."""
+    return PlayTable(scene, renderer, sizes)
