@@ -19,7 +19,7 @@ from roboflamingo.cli.arguments import parse, shown_without_traceback, verb_pars
 
 EXAMPLES = """
 roboflamingo info
-roboflamingo info data/play_D
+roboflamingo info data/task_D_D
 roboflamingo info runs/tiny
 roboflamingo info runs/tiny/policy
 """

@@ -23,10 +23,13 @@ class Verb(NamedTuple):
 
 VERBS = {
     "demo": Verb("the whole loop on this machine", "--config configs/demo_short.yaml"),
-    "collect": Verb("record demonstrations", "--scene D --out data/play_D"),
+    "collect": Verb("record demonstrations", "--out data --settings.scenes D --settings.episodes 800"),
     "train": Verb("train a policy", "--config configs/train_tiny.yaml --run runs/tiny"),
-    "evaluate": Verb("run CALVIN's chains with a policy", "--policy runs/tiny/policy --chains 100"),
-    "report": Verb("make a page of plots and videos", "runs/tiny"),
+    "evaluate": Verb(
+        "run CALVIN's chains with a policy",
+        "--policy runs/tiny/policy --out runs/chains --settings.chains 100",
+    ),
+    "report": Verb("make a page of plots and videos", "runs/chains --out report.html"),
     "info": Verb("versions, devices, and what a folder holds", "runs/tiny"),
 }
 
