@@ -10,7 +10,8 @@ from roboflamingo.training.config import ConfigError, TrainConfig
 from roboflamingo.training.train import TrainingStopped, train
 
 EXAMPLES = """
-roboflamingo train --config configs/train_tiny.yaml --run runs/tiny --data.folders '{data/task_D_D: 1}'
+roboflamingo train --config configs/train_tiny.yaml --run runs/tiny
+roboflamingo train --config configs/train_tiny.yaml --run runs/mine --data.folders '{my/calvin_data: 1.0}'
 roboflamingo train --config configs/train_tiny.yaml --run runs/long --max_minutes 60 --optimizer.ema 0.999
 roboflamingo train --config runs/tiny/config.yaml                 # continues a run that was killed
 roboflamingo train --config configs/train_tiny.yaml --run runs/two --devices 2    # two processes
