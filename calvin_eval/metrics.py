@@ -57,6 +57,7 @@ def summarize(results: Sequence[ChainResult], seed: int = 0) -> dict[str, Any]:
             "chain_sr": {k: wilson(n, count) for k, n in reached.items()},
         },
         "steps_per_solved_task": _mean_steps(results),
+        "task_steps": _mean_steps_per_task(results),
     }
 
 
@@ -87,3 +88,12 @@ def _per_task(results: Sequence[ChainResult]) -> dict[str, dict[str, int]]:
 def _mean_steps(results: Sequence[ChainResult]) -> float | None:
     steps = [step for result in results for step in result.steps[: result.solved]]
     return float(np.mean(steps)) if steps else None
+
+
+def _mean_steps_per_task(results: Sequence[ChainResult]) -> dict[str, float]:
+    """Control steps that each task took where it was solved."""
+    steps: dict[str, list[int]] = {}
+    for result in results:
+        for task, count in zip(result.tasks[: result.solved], result.steps, strict=False):
+            steps.setdefault(task, []).append(count)
+    return {task: float(np.mean(counts)) for task, counts in sorted(steps.items())}

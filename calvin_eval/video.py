@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import imageio.v2 as imageio
 import numpy as np
@@ -12,8 +13,10 @@ from PIL import Image, ImageDraw, ImageFont
 from calvin_eval.protocol import CONTROL_RATE_HZ, Observation
 
 SIZE = 320
-"""Height (pixels) of the pictures."""
+"""Edge (pixels) of each picture."""
 BAR = 44
+EVERY = 2
+"""Control steps per frame; films run at real speed."""
 HOLD = 12
 """Frames that an outcome stays on screen."""
 INK, PAPER = (240, 240, 240), (24, 26, 30)
@@ -21,7 +24,7 @@ GREEN, RED = (92, 200, 110), (232, 92, 80)
 
 
 class Clip:
-    """A film of one chain.
+    """A film of one chain, encoded as it goes.
 
     Args:
         path: where the mp4 goes; it appears there when it is complete.
@@ -29,40 +32,52 @@ class Clip:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._temporary = path.with_name(f".{path.name}.part.mp4")
+        self._writer: Any = None
         self._text = ""
-        self._count = 0
+        self._steps = 0
         self._last: Observation | None = None
-        self._frames: list[np.ndarray] = []
         self._font = ImageFont.load_default(size=17)
 
-    def begin(self, number: int, instruction: str) -> None:
-        """A task begins."""
-        self._text = f"{number}  {instruction}"
+    def begin(self, text: str, observation: Observation) -> None:
+        """A task begins with what is seen now."""
+        self._text, self._steps, self._last = text, 0, observation
+        self._show(observation)
 
     def add(self, observation: Observation) -> None:
-        """One control step; every second one is shown, at real speed."""
-        self._count += 1
-        if self._count % 2 == 0:
-            self._frames.append(self._draw(observation, None))
+        """One control step."""
+        self._steps += 1
         self._last = observation
+        if self._steps % EVERY == 0:
+            self._show(observation)
 
     def end(self, success: bool) -> None:
         """The task is over."""
         if self._last is not None:
-            self._frames += [self._draw(self._last, success)] * HOLD
+            for _ in range(HOLD):
+                self._show(self._last, success)
 
     def save(self) -> None:
-        """Writes the film."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.part.mp4")
-        with imageio.get_writer(
-            temporary, fps=CONTROL_RATE_HZ // 2, codec="libx264", quality=6, macro_block_size=4
-        ) as writer:
-            for frame in self._frames:
-                writer.append_data(frame)
-        os.replace(temporary, self.path)
+        """Completes the film.
+
+        Raises:
+            ValueError: nothing was filmed.
+        """
+        if self._writer is None:
+            raise ValueError(f"nothing was filmed for {self.path}")
+        self._writer.close()
+        os.replace(self._temporary, self.path)
+
+    def _show(self, observation: Observation, success: bool | None = None) -> None:
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = imageio.get_writer(
+                self._temporary, fps=CONTROL_RATE_HZ / EVERY, codec="libx264", quality=6, macro_block_size=4
+            )
+        self._writer.append_data(self._draw(observation, success))
 
     def _draw(self, observation: Observation, success: bool | None) -> np.ndarray:
+        """One frame (SIZE + BAR, 2 SIZE, 3) uint8."""
         page = Image.new("RGB", (2 * SIZE, SIZE + BAR), PAPER)
         for column, image in enumerate((observation.rgb_static, observation.rgb_gripper)):
             picture = Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
