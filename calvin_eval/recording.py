@@ -1,8 +1,8 @@
 """Writes demonstrations as CALVIN folders that CALVIN's own loader reads (CALVIN SPEC 1.12).
 
-Many processes record at once, each episode into a folder of its own (a *piece*) that appears when it is whole;
-`Recorder.finish` then numbers the frames by episode, so that the data set does not depend on who was first. Killed at
-any moment, recording goes on where it was: whole pieces are kept.
+Many processes record at once, each episode into a folder of its own (a *piece*) that appears when it is
+whole; `Recorder.finish` then numbers the frames by episode, so that the data set does not depend on who was
+first. Killed at any moment, recording goes on where it was: whole pieces are kept.
 
 What the frames say
     - `rel_actions[t]` is the demonstrator's clean action at frame t, also where noise was executed instead.
@@ -31,6 +31,8 @@ from calvin_eval.tasks import TASKS
 
 EMBEDDING = 384
 """Width of the (zero) sentence embeddings, that of the model CALVIN ships."""
+CONSTANT = 1e-6
+"""A spread below this is rounding: the value never changes and is not to be divided by."""
 PIECES = ".pieces"
 PLAN = ".plan.json"
 
@@ -50,11 +52,12 @@ class Recorder:
     @property
     def finished(self) -> bool:
         """Whether the split is complete."""
-        return (self.folder / "lang_annotations" / "auto_lang_ann.npy").is_file() and not self._pieces.exists()
+        indexed = (self.folder / "lang_annotations" / "auto_lang_ann.npy").is_file()
+        return indexed and not self._pieces.exists() and not (self.folder / PLAN).exists()
 
     def has(self, episode: int) -> bool:
-        """Whether the episode is recorded already."""
-        return (self._piece(episode) / "piece.json").is_file()
+        """Whether the episode is recorded already; all are once finishing has begun."""
+        return (self._piece(episode) / "piece.json").is_file() or (self.folder / PLAN).exists()
 
     def write(self, episode: int, scene: str, segments: Sequence[Segment]) -> int:
         """Records the solved segments of one episode and returns how many frames they have.
@@ -110,7 +113,8 @@ class Recorder:
             if on_progress:
                 on_progress(done + 1, len(plan))
         counts = self._write_index(list(plan.values()))
-        shutil.rmtree(self._pieces)
+        if self._pieces.exists():  # not so, where an earlier finish was killed just here
+            shutil.rmtree(self._pieces)
         (self.folder / PLAN).unlink()
         return counts
 
@@ -141,8 +145,10 @@ class Recorder:
         for piece, (first, last) in zip(pieces, spans, strict=True):
             known = scenes.setdefault(f"calvin_scene_{piece['scene']}", [first, last])
             known[1] = last
-        _save(folder / "scene_info.npy", np.array(scenes, dtype=object))
-        write_text(folder / "statistics.yaml", yaml.safe_dump(_statistics([piece["moments"] for piece in pieces])))
+        if folder.name == "training":  # CALVIN has none in validation
+            _save(folder / "scene_info.npy", np.array(scenes, dtype=object))
+        statistics = _statistics([piece["moments"] for piece in pieces])
+        write_text(folder / "statistics.yaml", yaml.safe_dump(statistics))
         config = yaml.safe_dump(merged_config(self.scenes[0]), sort_keys=False)
         write_text(folder / ".hydra" / "merged_config.yaml", config)
         validation = {
@@ -169,10 +175,16 @@ class Recorder:
 
 
 def frame_arrays(segment: Segment, index: int, label: np.ndarray) -> dict[str, np.ndarray]:
-    """What one frame's file holds: CALVIN's keys and dtypes."""
+    """What one frame's file holds: CALVIN's keys and dtypes.
+
+    Raises:
+        ValueError: the frame lacks scene_obs or an image.
+    """
     now, after = segment.observations[index], segment.observations[index + 1]
     if now.scene_obs is None:
         raise ValueError("recording needs scene_obs, and this environment does not give it")
+    if now.rgb_static.size == 0 or now.rgb_gripper.size == 0:
+        raise ValueError("recording needs images; choose a renderer, and step and reset with render=True")
     return {
         "actions": np.append(after.robot_obs[:6], after.robot_obs[14]).astype(np.float64),
         "rel_actions": np.asarray(label, np.float64),
@@ -222,7 +234,7 @@ def _statistics(moments: list[dict[str, Any]]) -> dict[str, Any]:
             {
                 "_target_": "calvin_agent.utils.transforms.NormalizeVector",
                 "mean": np.asarray(mean).tolist(),
-                "std": np.where(spread > 0, spread, 1.0).tolist(),
+                "std": np.where(spread > CONSTANT, spread, 1.0).tolist(),
             }
         ]
     result["act_min_bound"] = np.min([m["actions"]["min"] for m in moments], axis=0).tolist()

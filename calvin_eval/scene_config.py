@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from calvin_eval.world import cameras
-from calvin_eval.world.robot import ARM, ARM_FORCE, ARM_LOWER, ARM_UPPER, ARM_VELOCITY, FINGER_OPEN, FINGERS, TCP_LINK
+from calvin_eval.world.robot import (
+    ARM,
+    ARM_FORCE,
+    ARM_LOWER,
+    ARM_UPPER,
+    ARM_VELOCITY,
+    FINGER_OPEN,
+    FINGERS,
+    TCP_LINK,
+)
 from calvin_eval.world.scenes import BIG, MIDDLE, RESTING_JOINTS, ROBOT_BASE, scene_geometry
 
 
@@ -76,7 +85,8 @@ def _scene(scene: str) -> dict[str, Any]:
         "robot_base_orientation": [0, 0, 0],
         "robot_initial_joint_positions": list(RESTING_JOINTS),
         "surfaces": {
-            name: [[*map(float, corner), 0.46] for corner in corners] for name, corners in geometry.surfaces.items()
+            name: [[*map(float, corner), 0.46] for corner in corners]
+            for name, corners in geometry.surfaces.items()
         },
         "objects": {
             "fixed_objects": {

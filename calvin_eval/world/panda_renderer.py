@@ -140,6 +140,8 @@ class PandaRenderer:
         lens = core.PerspectiveLens()
         lens.set_fov(fov)
         lens.set_near_far(*NEAR_FAR[name])
+        # This rasteriser cuts vertices off to whole pixels; half a pixel of offset turns that into rounding.
+        lens.set_film_offset(lens.get_film_size() * (-0.5 / size))
         camera = core.Camera(name, lens)
         node = self._root.attach_new_node(camera)
         buffer.make_display_region().set_camera(node)

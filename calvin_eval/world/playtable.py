@@ -4,7 +4,7 @@ Physics runs at 240 Hz, control at 30 Hz. Order within a step: motors, eight phy
 the observation; within a reset: table, robot, one physics step (CALVIN SPEC 1.1).
 
 Left out of CALVIN's quirks: the last gripper command does not survive a reset (`Robot`), and results do not depend
-on what the process simulated before, because every reset starts from the same saved physics state.
+on what the process simulated before, because every reset starts from one and the same state of the engine.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from calvin_eval.world.table import Table
 
 PHYSICS_STEPS = 8
 GRAVITY = -9.8
+RAISED_ARM = (0.0, -0.6, 0.0, -0.3, 0.0, 0.3, 0.0)
+"""Arm joints at which nothing touches anything."""
 
 
 class PlayTable:
@@ -121,7 +123,7 @@ class PlayTable:
         for name, state, length in (("robot_obs", robot_obs, 15), ("scene_obs", scene_obs, 24)):
             if state is not None and len(state) != length:
                 raise ValueError(f"{name} must have {length} entries, not {len(state)}")
-        p.restoreState(self._pristine, physicsClientId=self._client)
+        self._forget()
         self.table.reset(None if scene_obs is None else scene_obs[:6])
         if scene_obs is None:
             self._scatter_blocks()
@@ -192,6 +194,20 @@ class PlayTable:
         if render and self._renderer is not None:
             static, gripper = self._renderer.render()
         return Observation(static, gripper, self.robot.observe(), np.array(scene))
+
+    def _forget(self) -> None:
+        """Brings the physics engine to one and the same state, whatever it simulated before.
+
+        Restoring a saved state is not enough: the engine solves contacts in the order in which they came up, and
+        keeps that order over a restore as long as the bodies stay close. So all are taken apart for a moment.
+        """
+        p.restoreState(self._pristine, physicsClientId=self._client)
+        for index, uid in enumerate(self.blocks.values()):
+            p.resetBasePositionAndOrientation(uid, (5 + 2 * index, 5, 5), (0, 0, 0, 1), physicsClientId=self._client)
+        for joint, position in enumerate(RAISED_ARM):
+            p.resetJointState(self.robot.uid, joint, position, physicsClientId=self._client)
+        for _ in range(2):
+            p.stepSimulation(physicsClientId=self._client)
 
     def _place(self, block: str, position: np.ndarray, euler: np.ndarray) -> None:
         p.resetBasePositionAndOrientation(

@@ -1,0 +1,103 @@
+"""How fast the play table steps, and whether resets leak memory.
+
+    python benchmarks/world.py [--steps 600] [--resets 10000]
+
+All figures come from one run on one core; the last line is one line of JSON. Steps are a demonstrator's, so the arm
+moves, touches and carries.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import time
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import numpy as np
+
+from calvin_eval.files import provenance
+from calvin_eval.starts import start_for
+from calvin_eval.world.cameras import RENDERERS
+from calvin_eval.world.playtable import PlayTable
+
+WARM_UP = 20
+
+
+def recorded_actions(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """A start (24,) and a demonstrator's actions (steps, 7) from it."""
+    from calvin_eval.experts import demonstrate
+
+    scene_obs, _ = start_for("lift_red_block_table", "D", np.random.default_rng(0))
+    tasks = ("lift_red_block_table", "open_drawer", "move_slider_left", "turn_on_led", "close_drawer")
+    with PlayTable("D", renderer="none") as world:
+        observation, actions = world.reset(None, scene_obs, render=False), []
+        for step in range(steps):
+            actions.append(demonstrate(tasks[step // 60 % len(tasks)], observation, "D"))
+            observation = world.step(actions[-1], render=False)
+    return scene_obs, np.array(actions)
+
+
+def steps_per_second(renderer: str, scene_obs: np.ndarray, actions: np.ndarray) -> float:
+    """Control steps a second with both cameras of a renderer at full size."""
+    with PlayTable("D", renderer=renderer) as world:
+        world.reset(None, scene_obs)
+        for action in actions[:WARM_UP]:
+            world.step(action)
+        started = time.perf_counter()
+        for action in actions[WARM_UP:]:
+            world.step(action)
+        return (len(actions) - WARM_UP) / (time.perf_counter() - started)
+
+
+def growth_per_1000_resets(resets: int, scene_obs: np.ndarray) -> float:
+    """Growth of the process's memory (MB) per 1000 resets with images, after the first thousand."""
+    with PlayTable("D") as world:
+        for _ in range(1000):
+            world.reset(None, scene_obs)
+        before = resident_mb()
+        for _ in range(resets):
+            world.reset(None, scene_obs)
+        return (resident_mb() - before) / (resets / 1000)
+
+
+def resident_mb() -> float:
+    """Resident memory of this process, MB."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--resets", type=int, default=10_000)
+    options = parser.parse_args()
+    scene_obs, actions = recorded_actions(options.steps)
+    speeds = {}
+    for renderer in sorted(RENDERERS):
+        count = min(len(actions), 120) if renderer == "tinyrenderer" else len(actions)
+        speeds["no_cameras" if renderer == "none" else renderer] = steps_per_second(renderer, scene_obs, actions[:count])
+        print(f"{renderer:13s} {list(speeds.values())[-1]:7.1f} steps/s")
+    growth = growth_per_1000_resets(options.resets, scene_obs)
+    print(f"{options.resets} resets: {growth:+.3f} MB per 1000")
+    print(
+        json.dumps(
+            {
+                "steps_per_s": {name: round(speed, 1) for name, speed in speeds.items()},
+                "panda3d_over_tinyrenderer": round(speeds["panda3d"] / speeds["tinyrenderer"], 1),
+                "growth_mb_per_1000_resets": round(growth, 3),
+                "resets": options.resets,
+                "made_with": provenance(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""`python -m calvin_eval.world check ROLLOUTS.npz`: how far our physics is from recorded rollouts of the original."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from calvin_eval.world.playtable import PlayTable
+
+KEYS = ("actions", "robot_obs", "reset_robot_obs", "reset_scene_obs", "robot_contacts")
+LIMIT_MM = 0.1
+
+
+def tcp_errors(path: Path, scene: str) -> list[tuple[int, float]]:
+    """For each rollout: steps before the first contact, and the greatest tool position error (mm) within them.
+
+    Args:
+        path: npz with actions (n, t, 7), robot_obs (n, t, 15) after each, reset_robot_obs (n, 15), reset_scene_obs
+            (n, 24) and robot_contacts (n, t), the number of the robot's contact points after each step.
+        scene: where they were recorded.
+
+    Raises:
+        ValueError: a key is missing.
+    """
+    with np.load(path) as file:
+        missing = [key for key in KEYS if key not in file.files]
+        if missing:
+            raise ValueError(f"{path} lacks {', '.join(missing)}; a rollouts file has {', '.join(KEYS)}")
+        data = {key: file[key] for key in KEYS}
+    results = []
+    with PlayTable(scene, renderer="none") as world:
+        for index, actions in enumerate(data["actions"]):
+            touched = np.flatnonzero(data["robot_contacts"][index])
+            steps = int(touched[0]) if len(touched) else len(actions)
+            world.reset(data["reset_robot_obs"][index], data["reset_scene_obs"][index], render=False)
+            error = 0.0
+            for step in range(steps):
+                observation = world.step(actions[step], render=False)
+                offset = observation.robot_obs[:3] - data["robot_obs"][index, step, :3]
+                error = max(error, 1000.0 * float(np.linalg.norm(offset)))
+            results.append((steps, error))
+    return results
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; 1 if fewer than eleven in twelve rollouts stay within a tenth of a millimetre."""
+    parser = argparse.ArgumentParser(prog="python -m calvin_eval.world", description="The embedded play table.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("check", help="replay recorded rollouts of the original and print the tool's error")
+    verb.add_argument("rollouts", type=Path, help="npz file of rollouts")
+    verb.add_argument("--scene", default="D", help="scene they were recorded in (default: D)")
+    options = parser.parse_args(arguments)
+    if not options.rollouts.is_file():
+        parser.error(f"{options.rollouts} does not exist")
+    try:
+        results = tcp_errors(options.rollouts, options.scene)
+    except ValueError as error:
+        parser.error(str(error))
+    for index, (steps, error_mm) in enumerate(results):
+        print(f"rollout {index:3d}: {steps:3d} steps before contact, tool error at most {error_mm:.4f} mm")
+    within = sum(error_mm <= LIMIT_MM for _, error_mm in results)
+    print(f"max_tcp_error_mm={max(e for _, e in results):.4f} within_0.1mm={within}/{len(results)}")
+    return int(within < len(results) * 11 / 12)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

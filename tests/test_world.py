@@ -1,0 +1,236 @@
+"""The play table: physics as the original's, cameras that agree, worlds that do not disturb each other."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from calvin_eval.protocol import CONTROL_RATE_HZ, SCENES, Contact
+from calvin_eval.starts import random_scene_obs
+from calvin_eval.world.__main__ import main, tcp_errors
+from calvin_eval.world.cameras import CameraSizes
+from calvin_eval.world.playtable import PlayTable
+from calvin_eval.world.scenes import RESTING_ROBOT_OBS, scene_geometry
+
+STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def world():
+    with PlayTable("D", renderer="none") as table:
+        yield table
+
+
+def a_state(scene="D", seed=0):
+    return random_scene_obs(scene, np.random.default_rng(seed))
+
+
+def test_physics_follows_the_original_until_the_first_contact(reference):
+    errors = tcp_errors(reference / "reference_rollouts_D.npz", "D")
+    assert sum(error <= 0.1 for _, error in errors) >= 11
+    assert len(errors) == 12
+
+
+def test_the_check_prints_one_line_a_rollout_and_a_summary(reference, capsys):
+    assert main(["check", str(reference / "reference_rollouts_D.npz")]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 13
+    assert lines[-1].startswith("max_tcp_error_mm=") and lines[-1].endswith("/12")
+
+
+def test_all_official_initial_states_settle_where_they_are(reference, world):
+    for entry in json.loads((reference / "initial_states.json").read_text()):
+        scene_obs = np.array(entry["scene_obs"])
+        world.reset(np.array(entry["robot_obs"]), scene_obs, render=False)
+        for _ in range(10):
+            observation = world.step(STILL, render=False)
+        assert np.abs(observation.scene_obs - scene_obs).max() < 2e-3
+        for block, state in world.info().blocks.items():
+            place = entry["initial_condition"][f"{block.removeprefix('block_')}_block"]
+            link = "plank_link" if place.startswith("slider") else "base_link"
+            assert state.contacts == {Contact("table", link)}
+
+
+def test_reset_reproduces_the_state_it_is_given(world):
+    scene_obs = a_state()
+    observation = world.reset(RESTING_ROBOT_OBS, scene_obs, render=False)
+    np.testing.assert_allclose(observation.robot_obs, RESTING_ROBOT_OBS, atol=2e-4)
+    np.testing.assert_allclose(observation.scene_obs, scene_obs, atol=1e-3)
+
+
+def test_the_tool_lags_behind_its_target_as_in_the_original(world):
+    start = world.reset(None, a_state(), render=False)
+    push = np.array([1.0, 0, 0, 0, 0, 0, 1])
+    for _ in range(10):
+        observation = world.step(push, render=False)
+    assert observation.robot_obs[0] - start.robot_obs[0] == pytest.approx(0.174, abs=0.002)
+    for _ in range(10):
+        observation = world.step(STILL, render=False)
+    assert observation.robot_obs[0] - start.robot_obs[0] == pytest.approx(0.198, abs=0.002)
+
+
+def test_an_absolute_action_leaves_the_relative_target_alone(world):
+    start = world.reset(None, a_state(), render=False)
+    target = world.robot.target_position.copy()
+    for _ in range(15):
+        world.step((start.robot_obs[:3] + [0, 0, 0.05], start.robot_obs[3:6], 1), render=False)
+    np.testing.assert_array_equal(world.robot.target_position, target)
+
+
+@pytest.mark.parametrize(
+    "action", [[0] * 6 + [0.3], [0] * 6, [np.nan] + [0] * 5 + [1], {"type": "sideways", "action": [0] * 7}]
+)
+def test_impossible_actions_are_refused_with_a_reason(world, action):
+    world.reset(None, a_state(), render=False)
+    with pytest.raises(ValueError, match="action"):
+        world.step(action, render=False)
+
+
+def test_states_of_the_wrong_length_are_refused(world):
+    with pytest.raises(ValueError, match="scene_obs must have 24"):
+        world.reset(None, np.zeros(20))
+
+
+def test_the_button_toggles_its_light_once_a_press(world):
+    world.reset(None, np.concatenate([np.zeros(6), a_state()[6:]]), render=False)
+    joint = world.table.joints[2]
+    import pybullet
+
+    lit = []
+    for depth in (0.0, 0.015, 0.015, 0.0, 0.015):
+        pybullet.resetJointState(world.table.uid, joint, depth, physicsClientId=world.client)
+        world.table.step()
+        lit.append(world.table.led)
+    assert lit == [0, 1, 1, 1, 0]
+
+
+def test_a_lit_bulb_with_the_lever_down_goes_out_only_after_up_and_down(world):
+    scene_obs = a_state()
+    scene_obs[:6] = [0, 0, 0, 0, 1, 0]
+    world.reset(None, scene_obs, render=False)
+    import pybullet
+
+    lit = []
+    for height in (0.0, 0.08, 0.0):
+        pybullet.resetJointState(world.table.uid, world.table.joints[3], height, physicsClientId=world.client)
+        world.table.step()
+        lit.append(world.table.lightbulb)
+    assert lit == [1, 1, 0]
+
+
+def test_the_same_actions_give_the_same_bits_whatever_came_before(world):
+    rng = np.random.default_rng(3)
+    actions = np.concatenate([rng.uniform(-1, 1, (40, 6)), np.sign(rng.normal(size=(40, 1)))], axis=1)
+    actions[:, 2] = -0.6  # down into the table and the blocks
+
+    def final():
+        world.reset(None, a_state(seed=5), render=False)
+        for action in actions:
+            observation = world.step(action, render=False)
+        return np.concatenate([observation.robot_obs, observation.scene_obs])
+
+    first = final()
+    for seed in range(3):
+        world.reset(None, a_state(seed=seed), render=False)
+        for action in actions[::-1]:
+            world.step(action, render=False)
+    np.testing.assert_array_equal(final(), first)
+
+
+def test_random_placement_is_seeded_and_blocks_do_not_touch():
+    with PlayTable("B", renderer="none", seed=4) as one, PlayTable("B", renderer="none", seed=4) as two:
+        np.testing.assert_array_equal(one.reset(render=False).scene_obs, two.reset(render=False).scene_obs)
+        for state in one.info().blocks.values():
+            assert not any(contact.body.startswith("block") for contact in state.contacts)
+
+
+def test_worlds_live_side_by_side_and_close_alone():
+    one, two = PlayTable("A", sizes=CameraSizes(64, 32)), PlayTable("C", sizes=CameraSizes(64, 32))
+    before = two.reset(None, a_state("C"))
+    one.reset(None, a_state("A"))
+    one.close()
+    one.close()
+    after = two.reset(None, a_state("C"))
+    np.testing.assert_array_equal(before.rgb_static, after.rgb_static)
+    assert two.step(STILL).rgb_gripper.shape == (32, 32, 3)
+    two.close()
+
+
+def test_images_have_calvins_sizes_unless_asked_otherwise_and_can_be_left_out():
+    with PlayTable("D") as world:
+        observation = world.reset(None, a_state())
+        assert observation.rgb_static.shape == (200, 200, 3) and observation.rgb_gripper.shape == (84, 84, 3)
+        assert observation.rgb_static.dtype == np.uint8
+        assert world.step(STILL, render=False).rgb_static.size == 0
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_the_fast_renderer_sees_the_silhouettes_that_the_judge_sees(scene):
+    with PlayTable(scene) as fast, PlayTable(scene, renderer="tinyrenderer") as judge:
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            state = random_scene_obs(scene, rng)
+            for table in (fast, judge):
+                table.reset(None, state, render=False)
+            for action in rng.uniform(-1, 1, (12, 6)):
+                for table in (fast, judge):
+                    table.step(np.append(action, 1), render=False)
+            for ours, theirs in zip(fast._renderer.masks(), judge._renderer.masks(), strict=True):
+                for body in ("robot", "table", "block_red", "block_blue", "block_pink"):
+                    if theirs[body].sum() > 60:
+                        union = (ours[body] | theirs[body]).sum()
+                        assert (ours[body] & theirs[body]).sum() / union >= 0.95, (body, seed)
+
+
+def test_lights_are_seen():
+    with PlayTable("D") as world:
+        dark, lit = a_state(), a_state()
+        dark[4:6], lit[4:6] = 0, 1
+        dark[3] = lit[3] = 0
+        off, on = world.reset(None, dark).rgb_static, world.reset(None, lit).rgb_static
+        assert (np.abs(off.astype(int) - on).max(axis=2) > 60).sum() > 50
+
+
+def test_scenes_look_different():
+    pictures = []
+    for scene in SCENES:
+        with PlayTable(scene) as world:
+            pictures.append(world.reset(None, a_state(scene)).rgb_static.reshape(-1, 3).mean(axis=0))
+    gaps = [np.abs(a - b).max() for i, a in enumerate(pictures) for b in pictures[:i]]
+    assert min(gaps) > 5
+
+
+def test_depth_is_in_metres_along_the_optical_axis():
+    with PlayTable("D", renderer="tinyrenderer") as world:
+        world.reset(None, a_state(), render=False)
+        static, gripper = world._renderer.depth()
+        assert static.shape == (200, 200) and 3.5 < np.median(static) < 5.0
+        assert 0.05 < gripper.min() < 0.5
+
+
+def test_geometry_is_calvins(reference):
+    theirs = json.loads((reference / "scene_geometry.json").read_text())
+    for scene in SCENES:
+        ours, facts = scene_geometry(scene), theirs[scene]
+        assert list(ours.block_order) == facts["scene_obs_block_order"]
+        for block, entry in facts["blocks"].items():
+            np.testing.assert_allclose(ours.block_size(block), entry["full_size"])
+        for joint, place in (("base__button", ours.button), ("base__switch", ours.switch), ("base__slide", ours.slide)):
+            np.testing.assert_allclose(place, facts["joints"][joint]["frame_xyz"], atol=1e-4)
+        assert ours.slide_limit == pytest.approx(facts["joints"]["base__slide"]["upper"])
+        assert ours.drawer_bay == pytest.approx(facts["drawer_bay_x"])
+        assert ours.cabinet_opening == pytest.approx(facts["cabinet_opening_x"])
+
+
+def test_a_control_step_lasts_a_thirtieth_of_a_second(world):
+    """A free block falls as far as gravity says in one step's eight physics steps."""
+    scene_obs = a_state()
+    scene_obs[6:12] = [0.2, -0.3, 0.9, 0, 0, 0]
+    start = world.reset(None, scene_obs, render=False).scene_obs[8]
+    for _ in range(6):
+        observation = world.step(STILL, render=False)
+    physics_steps = np.arange(2, 6 * 240 // CONTROL_RATE_HZ + 2)  # the reset made the first
+    fallen = 9.8 / 240**2 * physics_steps.sum()
+    assert start - observation.scene_obs[8] == pytest.approx(fallen, rel=0.01)
