@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -56,3 +58,10 @@ def test_unknown_tasks_splits_and_sentences_are_named() -> None:
         sentences("open_drawer", "test")
     with pytest.raises(KeyError, match="no task has the sentence 'sing'"):
         task_of("sing")
+
+
+def test_no_sentence_is_somebody_else_s(reference: Path) -> None:
+    theirs = json.loads((reference / "enrich_lang_annotations.json").read_text()).values()
+    drawn = json.loads((reference / "lang_annotation_cache.json").read_text())
+    others = {sentence.lower().strip(" .") for some in (*theirs, *drawn) for sentence in some}
+    assert [sentence for _, _, sentence in ALL if sentence in others] == []
