@@ -196,12 +196,13 @@ def frame_arrays(segment: Segment, index: int, label: np.ndarray) -> dict[str, n
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz as np.savez_compressed does, four times faster (deflate level 1)."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    """Writes an .npz as np.savez_compressed does, but faster (deflate level 1); same arrays, same bytes."""
+    with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-            archive.writestr(f"{name}.npy", buffer.getbuffer())
+            entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, so that equal frames are equal files
+            archive.writestr(entry, buffer.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=1)
 
 
 def _save(path: Path, value: np.ndarray) -> None:

@@ -1,0 +1,250 @@
+"""Recordings are CALVIN folders; neither a kill nor the order of workers leaves a trace in them."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from calvin_eval.protocol import NO_IMAGE
+from calvin_eval.recording import Recorder
+from calvin_eval.scene_config import merged_config
+from calvin_eval.segments import Segment
+from calvin_eval.tasks import TASKS
+from calvin_eval.world.playtable import PlayTable
+from roboflamingo.data.annotations import load_plain_dict, read_segments
+
+Episodes = list[list[Segment]]
+FIRST, SECOND = list(TASKS)[:2]
+
+
+def act(world: PlayTable, task: str, frames: int, rng: np.random.Generator, solved: bool = True) -> Segment:
+    """A segment of random actions from the world's present state."""
+    segment = Segment(task, f"please {task}", [world.observe()], [], solved)
+    for _ in range(frames):
+        action = np.append(rng.uniform(-1, 1, 6), rng.choice([-1.0, 1.0]))
+        segment.observations.append(world.step(action))
+        segment.labels.append(action / [2, 2, 2, 2, 2, 2, 1])
+    return segment
+
+
+@pytest.fixture(scope="module")
+def episodes() -> Episodes:
+    """Three episodes: two tasks solved; one solved, then one failed; one failed at once."""
+    rng, result = np.random.default_rng(0), []
+    with PlayTable("D") as world:
+        for lengths, outcomes in (((6, 4), (True, True)), ((5, 3), (True, False)), ((4,), (False,))):
+            world.reset()
+            tasks = (FIRST, SECOND)[: len(lengths)]
+            result.append(
+                [act(world, t, n, rng, o) for t, n, o in zip(tasks, lengths, outcomes, strict=True)]
+            )
+    return result
+
+
+def record(
+    folder: Path, episodes: Episodes, order: Sequence[int] | None = None, scene: str = "D"
+) -> Recorder:
+    recorder = Recorder(folder, scene)
+    for number in order if order is not None else range(len(episodes)):
+        recorder.write(number, scene, episodes[number])
+    return recorder
+
+
+@pytest.fixture(scope="module")
+def split(episodes: Episodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("task_D_D") / "training"
+    record(folder, episodes).finish()
+    return folder
+
+
+def frame(split: Path, number: int) -> dict[str, np.ndarray]:
+    with np.load(split / f"episode_{number:07d}.npz") as arrays:
+        return dict(arrays)
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """A digest of every file."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_frames_read_back_to_the_bit_with_calvin_s_keys_and_types(split: Path, episodes: Episodes) -> None:
+    segment = episodes[0][0]
+    for number, (observation, label) in enumerate(
+        zip(segment.observations[:-1], segment.labels, strict=True)
+    ):
+        arrays = frame(split, number)
+        assert {key: (str(a.dtype), a.shape) for key, a in arrays.items()} == {
+            "actions": ("float64", (7,)),
+            "rel_actions": ("float64", (7,)),
+            "robot_obs": ("float64", (15,)),
+            "scene_obs": ("float64", (24,)),
+            "rgb_static": ("uint8", (200, 200, 3)),
+            "rgb_gripper": ("uint8", (84, 84, 3)),
+        }
+        for key in ("robot_obs", "scene_obs", "rgb_static", "rgb_gripper"):
+            np.testing.assert_array_equal(arrays[key], getattr(observation, key))
+        np.testing.assert_array_equal(arrays["rel_actions"], label)
+
+
+def test_absolute_actions_are_the_tool_pose_and_gripper_command_one_frame_later(split: Path) -> None:
+    for number in range(9):
+        after = frame(split, number + 1)["robot_obs"]
+        np.testing.assert_array_equal(frame(split, number)["actions"], [*after[:6], after[14]])
+
+
+def test_frames_are_compressed(split: Path) -> None:
+    file = split / "episode_0000000.npz"
+    assert file.stat().st_size < sum(array.nbytes for array in frame(split, 0).values()) / 2
+
+
+def test_only_what_the_oracle_called_solved_is_kept(split: Path) -> None:
+    assert len(list(split.glob("episode_*.npz"))) == 6 + 4 + 5
+    assert [(s.start, s.stop, s.task, s.instruction) for s in read_segments(split)] == [
+        (0, 6, FIRST, f"please {FIRST}"),
+        (6, 10, SECOND, f"please {SECOND}"),
+        (10, 15, FIRST, f"please {FIRST}"),
+    ]
+
+
+def test_annotations_have_calvin_s_layout(split: Path) -> None:
+    content = load_plain_dict(split / "lang_annotations" / "auto_lang_ann.npy")
+    assert content["info"]["indx"] == [(0, 6), (6, 10), (10, 15)]
+    assert content["info"]["episodes"] == []
+    assert content["language"]["emb"].shape == (3, 1, 384)
+    embeddings = load_plain_dict(split / "lang_annotations" / "embeddings.npy")
+    assert list(embeddings) == list(TASKS)
+    assert embeddings["open_drawer"]["emb"][0].shape == (1, 384)
+    assert len(embeddings["open_drawer"]["ann"]) == 1
+
+
+def test_episodes_are_indexed_inclusively(split: Path) -> None:
+    assert np.load(split / "ep_start_end_ids.npy").tolist() == [[0, 9], [10, 14]]
+    assert np.load(split / "ep_lens.npy").tolist() == [10, 5]
+
+
+def test_only_training_says_which_frames_show_which_scene(tmp_path: Path, episodes: Episodes) -> None:
+    for name in ("training", "validation"):
+        recorder = Recorder(tmp_path / name, "BA")
+        recorder.write(0, "B", episodes[0])
+        recorder.write(1, "A", episodes[1])
+        recorder.finish()
+    scenes = load_plain_dict(tmp_path / "training" / "scene_info.npy")
+    assert scenes == {"calvin_scene_B": [0, 9], "calvin_scene_A": [10, 14]}
+    assert not (tmp_path / "validation" / "scene_info.npy").exists()
+
+
+def test_statistics_are_those_of_the_frames(split: Path) -> None:
+    statistics = yaml.safe_load((split / "statistics.yaml").read_text())
+    frames = [frame(split, number) for number in range(15)]
+    for key in ("robot_obs", "scene_obs"):
+        (entry,) = statistics[key]
+        values = np.array([arrays[key] for arrays in frames])
+        assert entry["_target_"] == "calvin_agent.utils.transforms.NormalizeVector"
+        np.testing.assert_allclose(entry["mean"], values.mean(0), atol=1e-12)
+        spread = values.std(0)
+        np.testing.assert_allclose(entry["std"], np.where(spread > 1e-6, spread, 1.0), rtol=1e-5)
+    actions = np.array([arrays["actions"] for arrays in frames])
+    np.testing.assert_array_equal(statistics["act_min_bound"], actions.min(0))
+    np.testing.assert_array_equal(statistics["act_max_bound"], actions.max(0))
+
+
+def test_the_configuration_has_the_keys_and_values_that_calvin_s_own_has(
+    split: Path, reference: Path
+) -> None:
+    ours = yaml.safe_load((split / ".hydra" / "merged_config.yaml").read_text())
+    theirs = yaml.safe_load((reference / "merged_config_like_D.yaml").read_text())
+    for key in ("cameras", "env", "scene", "robot", "seed", "use_vr", "data_path"):
+        assert ours[key] == theirs[key]
+
+
+@pytest.mark.parametrize("scene", "ABCD")
+def test_the_configuration_lists_blocks_in_the_scene_s_own_order(scene: str) -> None:
+    order = {"A": "pink blue red", "B": "red blue pink", "C": "blue red pink", "D": "red blue pink"}[scene]
+    blocks = merged_config(scene)["scene"]["objects"]["movable_objects"]
+    assert list(blocks) == [f"block_{colour}" for colour in order.split()]
+
+
+def test_the_order_of_writing_leaves_no_trace(tmp_path: Path, split: Path, episodes: Episodes) -> None:
+    record(tmp_path / "training", episodes, order=(2, 0, 1)).finish()
+    assert tree(tmp_path / "training") == tree(split)
+
+
+def test_several_processes_fill_one_split(tmp_path: Path, split: Path, episodes: Episodes) -> None:
+    recorder = Recorder(tmp_path / "training", "D")
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        counts = list(pool.map(recorder.write, range(3), "DDD", episodes))
+    assert counts == [10, 5, 0]
+    recorder.finish()
+    assert tree(tmp_path / "training") == tree(split)
+
+
+def test_an_episode_that_was_cut_short_counts_as_missing_and_is_written_anew(
+    tmp_path: Path, split: Path, episodes: Episodes
+) -> None:
+    recorder = record(tmp_path / "training", episodes, order=(0, 2))
+    broken = replace(episodes[1][0], observations=list(episodes[1][0].observations))
+    broken.observations[3] = replace(broken.observations[3], scene_obs=None)
+    with pytest.raises(ValueError, match="scene_obs"):
+        recorder.write(1, "D", [broken])
+    assert [recorder.has(number) for number in range(3)] == [True, False, True]
+    recorder.write(1, "D", episodes[1])
+    recorder.finish()
+    assert tree(tmp_path / "training") == tree(split)
+
+
+class Killed(BaseException):
+    """Ends a call from within, as a kill would."""
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_finishing_goes_on_after_a_kill(tmp_path: Path, split: Path, episodes: Episodes, at: int) -> None:
+    def kill(done: int, total: int) -> None:
+        if done == at:
+            raise Killed
+
+    with pytest.raises(Killed):
+        record(tmp_path / "training", episodes).finish(kill)
+    again = Recorder(tmp_path / "training", "D")
+    assert not again.finished
+    assert all(again.has(number) for number in range(3))
+    assert again.finish()["frames"] == 15
+    assert again.finished
+    assert tree(tmp_path / "training") == tree(split)
+
+
+def test_counts_are_reported(tmp_path: Path, episodes: Episodes) -> None:
+    counts = record(tmp_path / "training", episodes).finish()
+    size = sum(file.stat().st_size for file in (tmp_path / "training").glob("*.npz"))
+    assert counts == {"episodes": 2, "segments": 3, "frames": 15, "bytes": size}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scene_obs": None}, "needs scene_obs"),
+        ({"rgb_gripper": NO_IMAGE}, "needs images; choose a renderer"),
+    ],
+)
+def test_frames_without_state_or_images_are_refused(
+    tmp_path: Path, episodes: Episodes, change: dict[str, Any], message: str
+) -> None:
+    segment = episodes[0][0]
+    blind = replace(segment, observations=[replace(o, **change) for o in segment.observations])
+    with pytest.raises(ValueError, match=message):
+        Recorder(tmp_path / "training", "D").write(0, "D", [blind])
+
+
+def test_nothing_solved_is_nothing_to_finish(tmp_path: Path, episodes: Episodes) -> None:
+    recorder = record(tmp_path / "training", [episodes[2]])
+    with pytest.raises(ValueError, match="no solved demonstration"):
+        recorder.finish()
