@@ -57,13 +57,14 @@ class TargetLeash:
         action = np.array(action, dtype=float)
         scale = np.repeat([MAX_REL_POS, MAX_REL_ORN], 3)
         wanted = self._lead + scale * action[:6]
-        wanted[:3] = _shorten(wanted[:3], self._reach)
-        wanted[3:] = _shorten(wanted[3:], self._reach * ANGLE_PER_METRE)
-        action[:6] = (wanted - self._lead) / scale
+        lead = np.concatenate(
+            [_shorten(wanted[:3], self._reach), _shorten(wanted[3:], self._reach * ANGLE_PER_METRE)]
+        )
+        action[:6] += (lead - wanted) / scale  # nothing, to the bit, within reach
         observation = self._env.step(action, render=render)
         moved = observation.robot_obs[:6] - self._pose
         moved[3:] = (moved[3:] + np.pi) % (2 * np.pi) - np.pi
-        self._lead, self._pose = wanted - moved, observation.robot_obs[:6]
+        self._lead, self._pose = lead - moved, observation.robot_obs[:6]
         return observation
 
     def observe(self) -> Observation:
