@@ -1,0 +1,140 @@
+"""The policy: what it learns from, and what it must not learn from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from policies import SENTENCES, a_batch, small_config, small_policy
+
+from roboflamingo.heads import HEADS, HeadConfig, build_head
+from roboflamingo.inputs import AUXILIARY_SIZE, STATE_SIZES, auxiliary_targets, random_shift, state_vector
+from roboflamingo.policy import RoboFlamingo
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_one_batch_can_be_learned_by_heart(head):
+    torch.manual_seed(0)
+    config = small_config(head=HeadConfig(kind=head, hidden=64), static_shift=0, gripper_shift=0, window=1)
+    policy, batch = RoboFlamingo(config), a_batch(config, 4)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3, weight_decay=0.0)
+    first = policy.loss(batch)["pose"].item()
+    for _ in range(250):
+        optimizer.zero_grad()
+        policy.loss(batch)["loss"].backward()
+        optimizer.step()
+    last = policy.loss(batch)
+    assert last["pose"].item() < 0.1 * first
+    predicted = policy.predict(batch).gripper_logits > 0
+    assert (predicted == (batch["actions"][..., 6] > 0)).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("mask", ["action_mask", "frame_mask"])
+def test_padded_steps_do_not_train(mask):
+    policy = small_policy()
+    batch = a_batch(policy.config)
+    batch[mask][0, 0] = False
+    before = policy.loss(batch)
+    batch["actions"][0, 0] = -batch["actions"][0, 0]
+    if mask == "frame_mask":
+        batch["scene_obs"][0, 0] += 5.0
+    after = policy.loss(batch)
+    for part in before:
+        torch.testing.assert_close(before[part], after[part])
+    batch["actions"][0, 1] = -batch["actions"][0, 1]
+    assert policy.loss(batch)["loss"] != after["loss"]
+
+
+def test_the_loss_is_smooth_l1_plus_weighted_cross_entropy_plus_weighted_auxiliary():
+    policy = small_policy()
+    config, batch = policy.config, a_batch(policy.config)
+    losses, prediction = policy.loss(batch), policy.predict(batch)
+    pose = torch.nn.functional.smooth_l1_loss(prediction.pose, batch["actions"][..., :6], beta=config.head.pose_beta)
+    target = (batch["actions"][..., 6] + 1) / 2
+    gripper = torch.nn.functional.binary_cross_entropy_with_logits(prediction.gripper_logits, target)
+    torch.testing.assert_close(losses["pose"], pose)
+    torch.testing.assert_close(losses["gripper"], gripper)
+    total = pose + config.head.gripper_weight * gripper + config.auxiliary_weight * losses["auxiliary"]
+    torch.testing.assert_close(losses["loss"], total)
+
+
+def test_last_step_only_leaves_earlier_frames_out():
+    policy = small_policy(head=HeadConfig(hidden=32, last_step_only=True))
+    batch = a_batch(policy.config)
+    before = policy.loss(batch)["pose"]
+    batch["actions"][:, :-1] *= -1
+    torch.testing.assert_close(policy.loss(batch)["pose"], before)
+
+
+def test_the_instruction_matters_and_frames_are_independent_before_the_head():
+    policy = small_policy()
+    batch = a_batch(policy.config)
+    arguments = [batch[key] for key in ("rgb_static", "rgb_gripper", "robot_obs")]
+    features = policy.features(*arguments, batch["instruction"])
+    other = policy.features(*arguments, list(reversed(batch["instruction"])))
+    assert not torch.allclose(features, other)
+    alone = policy.features(*(x[:, 1:2] for x in arguments), batch["instruction"])
+    torch.testing.assert_close(alone, features[:, 1:2], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("state", sorted(STATE_SIZES))
+def test_the_state_input_is_a_switch(state):
+    policy = small_policy(state=state)
+    batch = a_batch(policy.config)
+    before = policy.predict(batch).pose
+    batch["robot_obs"] = batch["robot_obs"] + 0.3
+    changed = not torch.allclose(before, policy.predict(batch).pose)
+    assert changed == (state != "none")
+    assert state_vector(batch["robot_obs"], state).shape[-1] == STATE_SIZES[state]
+
+
+def test_only_the_full_state_tells_the_last_gripper_command():
+    one, two = torch.zeros(15), torch.zeros(15)
+    two[14] = 1
+    assert torch.equal(state_vector(one, "pose"), state_vector(two, "pose"))
+    assert not torch.equal(state_vector(one, "full"), state_vector(two, "full"))
+
+
+def test_auxiliary_targets_do_not_jump_where_angles_wrap():
+    robot, scene = torch.zeros(15), torch.zeros(24)
+    other_robot, other_scene = robot.clone(), scene.clone()
+    robot[3], other_robot[3] = np.pi - 1e-4, -np.pi + 1e-4
+    scene[11], other_scene[11] = 0.1, 0.1 + np.pi  # half a turn of a block looks the same
+    one, two = auxiliary_targets(robot, scene), auxiliary_targets(other_robot, other_scene)
+    assert one.shape == (AUXILIARY_SIZE,)
+    torch.testing.assert_close(one, two, atol=1e-3, rtol=0)
+
+
+def test_the_random_shift_is_one_for_a_window_and_another_for_the_next():
+    torch.manual_seed(0)
+    image = torch.arange(81, dtype=torch.uint8).view(1, 1, 9, 9, 1)
+    shifted = random_shift(image.expand(16, 5, 9, 9, 1), 3)
+    assert all(torch.equal(window[0], frame) for window in shifted for frame in window)
+    assert len({tuple(window[0].flatten().tolist()) for window in shifted}) > 5
+    middle = shifted[:, 0, 4, 4, 0].long()
+    assert ((middle // 9 - 4).abs().max() <= 3) and ((middle % 9 - 4).abs().max() <= 3)
+
+
+def test_evaluation_does_not_shift_images():
+    policy = small_policy()
+    batch = a_batch(policy.config)
+    torch.testing.assert_close(policy.loss(batch)["loss"], policy.loss(batch)["loss"])
+
+
+def test_frozen_parts_get_no_gradient():
+    policy = small_policy()
+    policy.backbone.vision_encoder.requires_grad_(False)
+    policy.loss(a_batch(policy.config))["loss"].backward()
+    assert all(p.grad is None for p in policy.backbone.vision_encoder.parameters())
+    assert policy.backbone.perceiver.latents.grad is not None
+
+
+def test_the_vocabulary_is_taken_from_sentences_once():
+    config = small_config()
+    assert config.with_words(["other words"]).backbone.language.words == config.backbone.language.words
+    assert "drawer" in config.backbone.language.words and len(SENTENCES) == 3
+
+
+def test_an_unknown_head_is_refused_by_name():
+    with pytest.raises(ValueError, match="'transformer' does not exist; choose one of lstm, mlp"):
+        build_head(HeadConfig(kind="transformer"), 8, 2)
