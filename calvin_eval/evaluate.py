@@ -4,7 +4,7 @@ Several environments in a process share each forward pass of the policy, and sev
 chains. Every finished chain is on the disk at once; a killed evaluation goes on with the missing ones. Which
 process runs which chain changes nothing, as long as the policy is deterministic.
 
-What an evaluation leaves in its folder: `settings.json`, `chains.jsonl` (a line per finished chain),
+What an evaluation leaves: `settings.json`, `environment.json`, `chains.jsonl` (a line per finished chain),
 `results.json`, and `videos/` if films were wanted.
 """
 
@@ -26,7 +26,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -209,7 +208,7 @@ def _show(
 ) -> Iterator[ChainResult]:
     """Passes results on and shows how it stands."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    numbers = (TextColumn("{task.fields[rates]}"), TimeElapsedColumn(), TimeRemainingColumn())
+    numbers = (TextColumn("{task.fields[rates]}"), TimeRemainingColumn(elapsed_when_finished=True))
     so_far = list(before)
     with Progress(*columns, *numbers) as progress:
         total = len(before) + missing
@@ -225,7 +224,7 @@ def _rates(results: Sequence[ChainResult]) -> str:
         return ""
     lengths = [result.solved for result in results]
     rates = " ".join(f"{100 * sum(n >= k for n in lengths) / len(lengths):.0f}" for k in range(1, 6))
-    return f"SR@1..5 {rates} %  length {sum(lengths) / len(lengths):.2f}"
+    return f"SR {rates} % length {sum(lengths) / len(lengths):.2f}"
 
 
 def _claim(path: Path, facts: dict[str, Any]) -> None:
