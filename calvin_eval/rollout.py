@@ -41,7 +41,7 @@ class EvaluateSettings:
     chains: int = CHAINS
     max_steps: int = 360
     sentences: str = "validation"
-    leash: float | None = 0.05
+    leash: float | None = None
     videos: int = 0
     seed: int = 0
 

@@ -26,9 +26,9 @@ class VisionConfig:
     """
 
     image_size: int = 96
-    patch_size: int = 16
+    patch_size: int = 8
     width: int = 128
-    layers: int = 1
+    layers: int = 0
     heads: int = 4
     stem: bool = True
 

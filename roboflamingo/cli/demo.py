@@ -13,6 +13,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from calvin_eval.collect import CollectSettings, collect
+from calvin_eval.demonstrations import EpisodeSettings
 from calvin_eval.evaluate import EvaluateSettings
 from calvin_eval.files import write_json
 from calvin_eval.report import print_table, write_report
@@ -51,7 +52,9 @@ class DemoConfig:
         scene: where demonstrations and chains happen.
         rounds: the first collects with the demonstrators alone; in each further one (DAgger) the policy acts
             first, and training goes on from its weights with all data.
+        tasks_in_a_row: tasks of an episode; fewer mean more different starts among as many frames.
         validation_episodes: held-out episodes, collected with the first round.
+        leash: how far (m) the target pose may lead the arm, in demonstrations and evaluation.
         policy, optimizer: what is trained and how.
         batch_size: windows in a batch.
         devices: training processes. precision: of training.
@@ -64,8 +67,10 @@ class DemoConfig:
 
     run: str = "runs/demo"
     scene: Literal["A", "B", "C", "D"] = "D"
-    rounds: list[Round] = field(default_factory=lambda: [Round(700, 11.0)])
+    rounds: list[Round] = field(default_factory=lambda: [Round(500, 11.0)])
+    tasks_in_a_row: int = 3
     validation_episodes: int = 30
+    leash: float = 0.05
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(ema=0.999))
     batch_size: int = 32
@@ -123,7 +128,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
         videos=sorted((folder / "closed_loop" / "videos").glob("*.mp4")),
         notes=[
             "Play table and demonstrators are this project's own; do not compare with numbers from CALVIN's data.",
-            f"Actions are kept within {EvaluateSettings().leash} m of the arm (target leash), in training data and here.",
+            f"Actions are kept within {config.leash} m of the arm (target leash), in training data and here.",
         ],
     )
     print_table(evaluations, console)
@@ -140,6 +145,7 @@ def _collect(config: DemoConfig, number: int, step: Round, policy: Path | None) 
         episodes=step.episodes,
         validation_episodes=config.validation_episodes if number == 0 else 2,
         seed=config.seed + number,
+        episode=EpisodeSettings(tasks=config.tasks_in_a_row, leash=config.leash),
     )
     maker = None if policy is None else partial(make_policy, str(policy), 4)
     return collect(
@@ -180,7 +186,10 @@ def _evaluate(config: DemoConfig, policy: Path) -> dict[str, Any]:
                 out=str(Path(config.run) / label.replace(" ", "_").replace("_=_", "")),
                 scene=config.scene,
                 settings=EvaluateSettings(
-                    chains=config.chains, videos=config.videos if execute == 1 else 0, seed=config.seed
+                    chains=config.chains,
+                    leash=config.leash,
+                    videos=config.videos if execute == 1 else 0,
+                    seed=config.seed,
                 ),
                 execute=execute,
                 workers=config.workers,
