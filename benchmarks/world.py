@@ -82,7 +82,9 @@ def main() -> None:
     speeds = {}
     for renderer in sorted(RENDERERS):
         count = min(len(actions), 120) if renderer == "tinyrenderer" else len(actions)
-        speeds["no_cameras" if renderer == "none" else renderer] = steps_per_second(renderer, scene_obs, actions[:count])
+        speeds["no_cameras" if renderer == "none" else renderer] = steps_per_second(
+            renderer, scene_obs, actions[:count]
+        )
         print(f"{renderer:13s} {list(speeds.values())[-1]:7.1f} steps/s")
     growth = growth_per_1000_resets(options.resets, scene_obs)
     print(f"{options.resets} resets: {growth:+.3f} MB per 1000")

@@ -60,8 +60,7 @@ def initial_conditions() -> list[InitialCondition]:
     return [
         InitialCondition(*values)
         for values in product
-        if values.count("table") in (1, 2)
-        and max(values.count("slider_right"), values.count("slider_left")) < 2
+        if values.count("table") in (1, 2) and max(values.count("slider_right"), values.count("slider_left")) < 2
     ]
 
 
@@ -281,9 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
     verb.add_argument("--out", type=Path, default=FILE, help="where to write them")
     options = parser.parse_args(arguments)
     conditions, names = initial_conditions(), list(TASKS)
-    rows = [
-        "# CALVIN's 1000 chains: index of the initial condition, then of five tasks (calvin_eval.chains make)"
-    ]
+    rows = ["# CALVIN's 1000 chains: index of the initial condition, then of five tasks (calvin_eval.chains make)"]
     for chain in make():
         numbers = [conditions.index(chain.condition), *(names.index(task) for task in chain.tasks)]
         rows.append(" ".join(str(number) for number in numbers))

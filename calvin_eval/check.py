@@ -29,8 +29,10 @@ def check_demonstrators(scenes: str = "ABCD", starts: int = 50, *, workers: int 
     """Runs every demonstrator from random starts.
 
     Args:
-        scenes: which scenes. starts: random starts per task and scene.
-        workers: processes; one per core by default. seed: of the starts.
+        scenes: which scenes.
+        starts: random starts per task and scene.
+        workers: processes; one per core by default.
+        seed: of the starts.
     """
     jobs = [(task, scene, starts, seed) for task in TASKS for scene in scenes]
     context = multiprocessing.get_context("spawn")
@@ -57,7 +59,9 @@ def print_check(rates: Rates) -> None:
 def _rate(job: tuple[str, str, int, int]) -> float:
     task, scene, starts, seed = job
     env = _world(scene)
-    solved = [demonstrate_once(env, task, np.random.default_rng([seed, list(TASKS).index(task), i])) for i in range(starts)]
+    solved = [
+        demonstrate_once(env, task, np.random.default_rng([seed, list(TASKS).index(task), i])) for i in range(starts)
+    ]
     return float(np.mean(solved))
 
 

@@ -17,7 +17,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from calvin_eval.demonstrations import EpisodeSettings, demonstrate_episode
 from calvin_eval.files import provenance, write_json
@@ -146,7 +153,9 @@ def _record(
         TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns) as progress, ProcessPoolExecutor(workers, mp_context=context) as pool:
-        bar = progress.add_task(f"Collecting {split}", total=count, completed=sum(map(recorder.has, range(count))), tasks=0)
+        bar = progress.add_task(
+            f"Collecting {split}", total=count, completed=sum(map(recorder.has, range(count))), tasks=0
+        )
 
         def submit(number: int) -> Iterator[Future[list[str]]]:
             for _, episode in zip(range(number), missing, strict=False):

@@ -128,9 +128,7 @@ def _run(job: _Job, workers: int, batch: int) -> Iterator[ChainResult]:
     batch = min(batch, -(-len(job.missing) // workers))
     context = multiprocessing.get_context("spawn")
     taken, messages = context.Value("i", 0), context.Queue()
-    processes = [
-        context.Process(target=_work, args=(job, batch, taken, messages), daemon=True) for _ in range(workers)
-    ]
+    processes = [context.Process(target=_work, args=(job, batch, taken, messages), daemon=True) for _ in range(workers)]
     for process in processes:
         process.start()
     try:
@@ -181,9 +179,7 @@ def _work(job: _Job, batch: int, taken: Any, messages: Any) -> None:
         messages.put(_Environment(envs[0].scene, envs[0].renderer))
         leash = job.settings.leash
         leashed = envs if leash is None else [TargetLeash(env, leash) for env in envs]
-        for result in run_chains(
-            policy, leashed, _take(job.missing, taken), job.settings, job.out / "videos"
-        ):
+        for result in run_chains(policy, leashed, _take(job.missing, taken), job.settings, job.out / "videos"):
             messages.put(result)
     except Exception:
         messages.put(_Failure(traceback.format_exc()))

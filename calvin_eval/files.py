@@ -70,9 +70,7 @@ def git_revision() -> str:
     """Revision of the checkout this code runs from, with "+" if files differ; "unknown" outside of one."""
     folder = Path(__file__).parent
     try:
-        _git(
-            folder, "ls-files", "--error-unmatch", __file__
-        )  # a checkout around an installed copy says nothing
+        _git(folder, "ls-files", "--error-unmatch", __file__)  # a checkout around an installed copy says nothing
         revision = _git(folder, "rev-parse", "--short=12", "HEAD")
         return revision + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):

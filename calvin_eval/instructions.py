@@ -23,9 +23,7 @@ def _table() -> dict[str, dict[str, tuple[str, ...]]]:
         colours = [block.removeprefix("block_") for block in BLOCKS] if "{colour}" in family else [""]
         sides = ["left", "right"] if "{side}" in family else [""]
         for colour, side in product(colours, sides):
-            sentences = {
-                split: [splits[split]] if split == "validation" else splits[split] for split in SPLITS
-            }
+            sentences = {split: [splits[split]] if split == "validation" else splits[split] for split in SPLITS}
             table[family.format(colour=colour, side=side)] = {
                 split: tuple(line.format(colour=colour, side=side) for line in lines)
                 for split, lines in sentences.items()
@@ -36,10 +34,7 @@ def _table() -> dict[str, dict[str, tuple[str, ...]]]:
 @lru_cache(maxsize=1)
 def _tasks_by_sentence() -> dict[str, str]:
     return {
-        sentence: task
-        for task, splits in _table().items()
-        for sentences in splits.values()
-        for sentence in sentences
+        sentence: task for task, splits in _table().items() for sentences in splits.values() for sentence in sentences
     }
 
 
@@ -63,7 +58,5 @@ def task_of(sentence: str) -> str:
         KeyError: the sentence is not one of ours.
     """
     if sentence not in _tasks_by_sentence():
-        raise KeyError(
-            f"no task has the sentence {sentence!r}; calvin_eval.instructions.sentences lists them"
-        )
+        raise KeyError(f"no task has the sentence {sentence!r}; calvin_eval.instructions.sentences lists them")
     return _tasks_by_sentence()[sentence]

@@ -26,9 +26,7 @@ class TargetLeash:
 
     def __init__(self, env: Env, reach: float = 0.05) -> None:
         if reach <= 0:
-            raise ValueError(
-                f"the leash must be longer than 0 m, not {reach}; to run without one, leave it out"
-            )
+            raise ValueError(f"the leash must be longer than 0 m, not {reach}; to run without one, leave it out")
         self._env, self._reach = env, reach
         self._lead = np.zeros(6)
         self._pose = np.zeros(6)
@@ -57,9 +55,7 @@ class TargetLeash:
         action = np.array(action, dtype=float)
         scale = np.repeat([MAX_REL_POS, MAX_REL_ORN], 3)
         wanted = self._lead + scale * action[:6]
-        lead = np.concatenate(
-            [_shorten(wanted[:3], self._reach), _shorten(wanted[3:], self._reach * ANGLE_PER_METRE)]
-        )
+        lead = np.concatenate([_shorten(wanted[:3], self._reach), _shorten(wanted[3:], self._reach * ANGLE_PER_METRE)])
         action[:6] += (lead - wanted) / scale  # nothing, to the bit, within reach
         observation = self._env.step(action, render=render)
         moved = observation.robot_obs[:6] - self._pose

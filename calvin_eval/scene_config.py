@@ -85,8 +85,7 @@ def _scene(scene: str) -> dict[str, Any]:
         "robot_base_orientation": [0, 0, 0],
         "robot_initial_joint_positions": list(RESTING_JOINTS),
         "surfaces": {
-            name: [[*map(float, corner), 0.46] for corner in corners]
-            for name, corners in geometry.surfaces.items()
+            name: [[*map(float, corner), 0.46] for corner in corners] for name, corners in geometry.surfaces.items()
         },
         "objects": {
             "fixed_objects": {

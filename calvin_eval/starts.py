@@ -18,9 +18,9 @@ from calvin_eval.tasks import TASKS
 from calvin_eval.world.scenes import RESTING_ROBOT_OBS, SceneGeometry, scene_geometry
 
 TABLE_HEIGHT, PLANK_HEIGHT, DRAWER_HEIGHT = 0.4598, 0.4608, 0.3621
-"""Heights (m) of a resting block's centre. A little low: exactly at rest, a block has no contact after one physics step."""
+"""Heights (m) of a resting block's centre, a little low: exactly at rest, it has no contact after one step."""
 STACK_STEP = 0.0398
-"""Height (m) from a block's centre to that of one resting on it; a little less than an edge, so that they touch."""
+"""Height (m) from a block's centre to that of one resting on it: a little under an edge, so that they touch."""
 DRAWER_OPEN, SWITCH_UP = 0.22, 0.088
 FINGER_ROOM = 0.075
 """Distance (m) from a block's centre to the cabinet's sides or the door that open fingers need."""
@@ -66,8 +66,7 @@ def _room(words: list[str], block: Block, state: State) -> bool:
 def _covered(block: Block, state: State) -> bool:
     """Whether another block lies on this one."""
     return any(
-        0.03 < other.position[2] - block.position[2] < 0.06
-        and np.hypot(*(other.position - block.position)[:2]) < 0.06
+        0.03 < other.position[2] - block.position[2] < 0.06 and np.hypot(*(other.position - block.position)[:2]) < 0.06
         for other in state.others(block)
     )
 
@@ -163,7 +162,9 @@ def _grant_joints(
     if wish in ("place_in_slider",) or wish.endswith("_slider"):
         slide = 0.0 if slide < limit / 2 else limit
     drawer = 0.0 if wish == "open_drawer" else drawer
-    if wish in ("close_drawer", "place_in_drawer", "push_into_drawer") or wish.endswith("_drawer") and wish != "open_drawer":
+    if wish in ("close_drawer", "place_in_drawer", "push_into_drawer") or (
+        wish.endswith("_drawer") and wish != "open_drawer"
+    ):
         drawer = DRAWER_OPEN
     bulb = {"turn_on_lightbulb": 0, "turn_off_lightbulb": 1}.get(wish, bulb)
     led = {"turn_on_led": 0, "turn_off_led": 1}.get(wish, led)
@@ -189,9 +190,7 @@ def _grant_places(wish: str, places: dict[str, str], rng: np.random.Generator) -
         places[first] = places[second] = "table"
 
 
-def _block_poses(
-    scene: str, places: dict[str, str], drawer: float, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def _block_poses(scene: str, places: dict[str, str], drawer: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Poses (6,) for all blocks, at least a finger's room apart; blocks on others come last."""
     geometry = scene_geometry(scene)
     for _ in range(1000):
@@ -200,7 +199,13 @@ def _block_poses(
             place = places[name]
             if place.startswith("on "):
                 base = poses[place.removeprefix("on ")]
-                poses[name] = base + [*rng.uniform(-0.008, 0.008, 2), STACK_STEP, 0, 0, rng.uniform(-0.4, 0.4)]
+                poses[name] = base + [
+                    *rng.uniform(-0.008, 0.008, 2),
+                    STACK_STEP,
+                    0,
+                    0,
+                    rng.uniform(-0.4, 0.4),
+                ]
             else:
                 poses[name] = _pose_on(geometry, place, drawer, rng)
         flat = [p for n, p in poses.items() if not places[n].startswith("on ")]

@@ -126,8 +126,7 @@ def _toggle(light: str, before: int) -> Test:
 
 def _push_into_drawer(start: Info, end: Info) -> bool:
     return any(
-        start.blocks[block].contacts == {Contact(TABLE, BASE)}
-        and Contact(TABLE, DRAWER) in end.blocks[block].contacts
+        start.blocks[block].contacts == {Contact(TABLE, BASE)} and Contact(TABLE, DRAWER) in end.blocks[block].contacts
         for block in start.blocks
     )
 
@@ -242,9 +241,7 @@ def check(path: Path) -> tuple[int, int, list[str]]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; 1 if any case disagrees."""
-    parser = argparse.ArgumentParser(
-        "python -m calvin_eval.tasks", description="The oracle for CALVIN's 34 tasks."
-    )
+    parser = argparse.ArgumentParser("python -m calvin_eval.tasks", description="The oracle for CALVIN's 34 tasks.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("check", help="replay recorded cases of the official oracle")
     verb.add_argument("cases", type=Path, help="file of cases, json.gz")

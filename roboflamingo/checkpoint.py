@@ -52,9 +52,10 @@ def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> RoboF
         what = "lacks" if name in expected else "has the unexpected"
         raise ValueError(f"{folder / WEIGHTS} {what} tensor {name}")
     for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
+        wanted = expected[name].shape
+        if tensor.shape != wanted:
             raise ValueError(
-                f"{folder / WEIGHTS}: {name} is {tuple(tensor.shape)}, but {CONFIG} asks for {tuple(expected[name].shape)}"
+                f"{folder / WEIGHTS}: {name} is {tuple(tensor.shape)}, but {CONFIG} asks for {tuple(wanted)}"
             )
     policy.load_state_dict(weights)
     return policy.to(device).eval()

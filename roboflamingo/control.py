@@ -85,8 +85,11 @@ class PolicyController:
         static = np.stack([resize_image(o.rgb_static, config.static_size) for o in observations])
         gripper = np.stack([resize_image(o.rgb_gripper, config.gripper_size) for o in observations])
         robot = np.stack([o.robot_obs for o in observations]).astype(np.float32)
-        inputs = [torch.from_numpy(x).unsqueeze(1).to(device) for x in (static, gripper, robot)]
-        return self.policy.features(*inputs, [memory.instruction for memory in memories])[:, 0]
+        inputs = {
+            name: torch.from_numpy(x).unsqueeze(1).to(device)
+            for name, x in (("static", static), ("gripper", gripper), ("robot_obs", robot))
+        }
+        return self.policy.features(**inputs, instruction=[memory.instruction for memory in memories])[:, 0]
 
     def _chunks(self, windows: list[Tensor]) -> np.ndarray:
         """(B, K, 7) from windows (t, D) of t <= T frames; a window shorter than T begins with its first frame."""

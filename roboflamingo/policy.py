@@ -114,7 +114,9 @@ class RoboFlamingo(nn.Module):
         """One fused vector a frame (B, T, D); frames do not depend on each other.
 
         Args:
-            static: (B, T, H, W, 3) uint8. gripper: (B, T, h, w, 3) uint8. robot_obs: (B, T, 15).
+            static: (B, T, H, W, 3) uint8.
+            gripper: (B, T, h, w, 3) uint8.
+            robot_obs: (B, T, 15).
             instruction: B sentences.
         """
         media = self.backbone.see(static.flatten(0, 1), gripper.flatten(0, 1))

@@ -40,11 +40,15 @@ def a_batch(config: PolicyConfig, batch: int = 2, seed: int = 0) -> dict[str, An
     """A random batch, all of whose steps are inside."""
     random = torch.Generator().manual_seed(seed)
     shape, chunk = (batch, config.window), config.chunk
+
+    def images(size: int) -> torch.Tensor:
+        return torch.randint(0, 256, (*shape, size, size, 3), dtype=torch.uint8, generator=random)
+
     actions = torch.rand(*shape, chunk, 7, generator=random) * 2 - 1
     actions[..., 6] = actions[..., 6].sign()
     return {
-        "rgb_static": torch.randint(0, 256, (*shape, config.static_size, config.static_size, 3), dtype=torch.uint8, generator=random),
-        "rgb_gripper": torch.randint(0, 256, (*shape, config.gripper_size, config.gripper_size, 3), dtype=torch.uint8, generator=random),
+        "rgb_static": images(config.static_size),
+        "rgb_gripper": images(config.gripper_size),
         "robot_obs": torch.rand(*shape, 15, generator=random),
         "scene_obs": torch.rand(*shape, 24, generator=random),
         "actions": actions,

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import metrics, tiny_run, write_yaml
 from synthetic import write_dataset
 
 from roboflamingo.cli.main import VERBS, main
+from runs import metrics, tiny_run, write_yaml
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,10 +37,7 @@ def test_overview_is_fast_and_has_an_example_for_every_verb() -> None:
 
 
 def test_overview_does_not_import_torch() -> None:
-    code = (
-        "import sys; from roboflamingo.cli.main import main; main(['--help']);"
-        "sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys; from roboflamingo.cli.main import main; main(['--help']);sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
@@ -81,9 +78,7 @@ def test_a_wrong_key_or_type_in_a_file_is_named_with_the_file(
 ) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text(text)
-    message = fails(
-        capsys, "train", "--config", str(path), "--run", str(tmp_path / "run"), "--max_steps", "3"
-    )
+    message = fails(capsys, "train", "--config", str(path), "--run", str(tmp_path / "run"), "--max_steps", "3")
     assert str(path) in message
     assert key in message
     assert not (tmp_path / "run").exists()
@@ -108,9 +103,7 @@ def test_values_that_contradict_are_explained(capsys: pytest.CaptureFixture[str]
     assert "either max_steps or max_minutes" in message
 
 
-def test_a_missing_data_set_is_an_error_without_traceback(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_data_set_is_an_error_without_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_yaml(tiny_run(tmp_path / "run", tmp_path / "nowhere"), tmp_path / "run.yaml")
     with pytest.raises(SystemExit) as exit:
         main(["train", "--config", str(config)])
@@ -120,9 +113,7 @@ def test_a_missing_data_set_is_an_error_without_traceback(
     assert "Traceback" not in message
 
 
-def test_train_runs_and_its_resolved_config_runs_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_runs_and_its_resolved_config_runs_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = write_dataset(tmp_path / "data")
     config = write_yaml(tiny_run(tmp_path / "a", dataset), tmp_path / "run.yaml")
     main(["train", "--config", str(config), "--max_steps", "2"])

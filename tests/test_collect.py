@@ -22,7 +22,13 @@ def data(tmp_path_factory):
 def test_the_folder_has_calvins_name_and_files(data):
     assert data.name == "task_D_D"
     for split in ("training", "validation"):
-        for name in ("ep_start_end_ids.npy", "ep_lens.npy", "scene_info.npy", "statistics.yaml", ".hydra/merged_config.yaml"):
+        for name in (
+            "ep_start_end_ids.npy",
+            "ep_lens.npy",
+            "scene_info.npy",
+            "statistics.yaml",
+            ".hydra/merged_config.yaml",
+        ):
             assert (data / split / name).is_file(), name
         assert not (data / split / ".pieces").exists()
 
@@ -62,7 +68,7 @@ def test_a_finished_collection_is_left_alone_and_other_settings_are_refused(data
     before = (data / "training" / "statistics.yaml").stat().st_mtime_ns
     collect(data.parent, SETTINGS, workers=1)
     assert (data / "training" / "statistics.yaml").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="other settings \\(seed\\)"):
+    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
         collect(data.parent, CollectSettings(episodes=3, validation_episodes=1, seed=4, episode=SETTINGS.episode))
 
 

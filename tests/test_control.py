@@ -15,7 +15,9 @@ def observations(count, seed=0):
     rng = np.random.default_rng(seed)
     return [
         Observation(
-            rng.integers(0, 256, (48, 48, 3), np.uint8), rng.integers(0, 256, (32, 32, 3), np.uint8), rng.normal(size=15)
+            rng.integers(0, 256, (48, 48, 3), np.uint8),
+            rng.integers(0, 256, (32, 32, 3), np.uint8),
+            rng.normal(size=15),
         )
         for _ in range(count)
     ]
@@ -88,7 +90,9 @@ def test_the_ensemble_is_the_weighted_mean_of_what_past_chunks_say():
 
 def test_an_ensemble_of_chunks_of_one_is_the_closed_loop():
     policy, frames = small_policy(chunk=1), observations(3)
-    np.testing.assert_allclose(run(PolicyController(policy, ensemble=0.1), frames), run(PolicyController(policy), frames))
+    np.testing.assert_allclose(
+        run(PolicyController(policy, ensemble=0.1), frames), run(PolicyController(policy), frames)
+    )
 
 
 def test_memory_is_a_value_that_can_be_kept_and_used_again():
@@ -100,7 +104,9 @@ def test_memory_is_a_value_that_can_be_kept_and_used_again():
     np.testing.assert_array_equal(controller.act([second], [memory])[0], once)
 
 
-@pytest.mark.parametrize(("execute", "ensemble", "message"), [(0, None, "1..4"), (5, None, "1..4"), (2, 0.1, "execute=1")])
+@pytest.mark.parametrize(
+    ("execute", "ensemble", "message"), [(0, None, "1..4"), (5, None, "1..4"), (2, 0.1, "execute=1")]
+)
 def test_impossible_executions_are_refused(execute, ensemble, message):
     with pytest.raises(ValueError, match=message):
         PolicyController(small_policy(), execute, ensemble)

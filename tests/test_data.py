@@ -172,10 +172,7 @@ def test_a_killed_packing_is_continued(tmp_path: Path) -> None:
     )
     cache = tmp_path / "cache"
     process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "training", cache])
-    while (
-        not (notes := list(cache.glob("*.building/done.json")))
-        or not json.loads(notes[0].read_text())["rows"]
-    ):
+    while not (notes := list(cache.glob("*.building/done.json"))) or not json.loads(notes[0].read_text())["rows"]:
         assert process.poll() is None, "packing ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -258,9 +255,7 @@ def test_windows_equal_a_plain_reading_of_the_files(
             wanted = anchor - (window - 1 - t) * stride
             assert batch["frame_mask"][i, t] == (wanted >= segment.start)
             number = max(wanted, segment.start)
-            np.testing.assert_array_equal(
-                batch["robot_obs"][i, t], frame(number, "robot_obs").astype(np.float32)
-            )
+            np.testing.assert_array_equal(batch["robot_obs"][i, t], frame(number, "robot_obs").astype(np.float32))
             if i % 7 == 0:
                 image = resize_image(frame(number, "rgb_static"), SETTINGS.static_size)
                 np.testing.assert_array_equal(batch["rgb_static"][i, t], image)
@@ -326,9 +321,7 @@ def test_with_equal_weights_an_epoch_draws_every_window_once(windows: int, epoch
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=50), st.integers(0, 100))
-def test_with_weights_an_epoch_draws_each_window_as_often_as_its_share(
-    weights: list[float], seed: int
-) -> None:
+def test_with_weights_an_epoch_draws_each_window_as_often_as_its_share(weights: list[float], seed: int) -> None:
     counts = np.bincount(WindowStream(np.array(weights), seed).take(0, len(weights)), minlength=len(weights))
     expected = np.array(weights) / np.sum(weights) * len(weights)
     assert (np.abs(counts - expected) < 1 + 1e-6).all()
@@ -338,9 +331,7 @@ def test_with_weights_an_epoch_draws_each_window_as_often_as_its_share(
 def test_the_stream_does_not_depend_on_how_it_is_cut(windows: int, cuts: list[int]) -> None:
     whole = WindowStream(np.ones(windows), 3).take(0, sum(cuts))
     starts = np.cumsum([0, *cuts[:-1]])
-    pieces = [
-        WindowStream(np.ones(windows), 3).take(int(at), cut) for at, cut in zip(starts, cuts, strict=True)
-    ]
+    pieces = [WindowStream(np.ones(windows), 3).take(int(at), cut) for at, cut in zip(starts, cuts, strict=True)]
     np.testing.assert_array_equal(whole, np.concatenate(pieces))
 
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from calvin_eval.check import demonstrate_once
-from calvin_eval.demonstrations import Disturbance, EpisodeSettings, Noise, demonstrate_episode, demonstrate_task
+from calvin_eval.demonstrations import (
+    Disturbance,
+    EpisodeSettings,
+    Noise,
+    demonstrate_episode,
+    demonstrate_task,
+)
 from calvin_eval.experts import DEMONSTRATORS, Expert, demonstrate
 from calvin_eval.experts.motion import SHOULDER, WRIST_REACH, reach_lean, tilt
 from calvin_eval.experts.state import State
@@ -94,7 +102,7 @@ def test_an_episode_does_tasks_in_a_row_without_reset():
         segments = demonstrate_episode(env, "place_in_drawer", settings, np.random.default_rng(5))
     assert [segment.solved for segment in segments[:2]] == [True, True]
     assert segments[1].task == "place_in_drawer" and segments[0].task.startswith("lift")
-    for before, after in zip(segments, segments[1:], strict=False):
+    for before, after in pairwise(segments):
         assert before.observations[-1] is after.observations[0]
         assert after.instruction in sentences(after.task, "training")
 

@@ -43,9 +43,7 @@ def test_steps_are_averaged_over_solved_tasks_alone() -> None:
     ("successes", "trials", "low", "high"),
     [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (50, 100, 0.4038, 0.5962), (81, 263, 0.2553, 0.3662)],
 )
-def test_wilson_intervals_equal_the_published_formula(
-    successes: int, trials: int, low: float, high: float
-) -> None:
+def test_wilson_intervals_equal_the_published_formula(successes: int, trials: int, low: float, high: float) -> None:
     assert wilson(successes, trials) == pytest.approx([low, high], abs=5e-5)
     z, p = 1.959963985, successes / trials
     centre = (p + z**2 / (2 * trials)) / (1 + z**2 / trials)

@@ -44,15 +44,11 @@ def episodes() -> Episodes:
         for lengths, outcomes in (((6, 4), (True, True)), ((5, 3), (True, False)), ((4,), (False,))):
             world.reset()
             tasks = (FIRST, SECOND)[: len(lengths)]
-            result.append(
-                [act(world, t, n, rng, o) for t, n, o in zip(tasks, lengths, outcomes, strict=True)]
-            )
+            result.append([act(world, t, n, rng, o) for t, n, o in zip(tasks, lengths, outcomes, strict=True)])
     return result
 
 
-def record(
-    folder: Path, episodes: Episodes, order: Sequence[int] | None = None, scene: str = "D"
-) -> Recorder:
+def record(folder: Path, episodes: Episodes, order: Sequence[int] | None = None, scene: str = "D") -> Recorder:
     recorder = Recorder(folder, scene)
     for number in order if order is not None else range(len(episodes)):
         recorder.write(number, scene, episodes[number])
@@ -79,9 +75,7 @@ def tree(folder: Path) -> dict[str, str]:
 
 def test_frames_read_back_to_the_bit_with_calvin_s_keys_and_types(split: Path, episodes: Episodes) -> None:
     segment = episodes[0][0]
-    for number, (observation, label) in enumerate(
-        zip(segment.observations[:-1], segment.labels, strict=True)
-    ):
+    for number, (observation, label) in enumerate(zip(segment.observations[:-1], segment.labels, strict=True)):
         arrays = frame(split, number)
         assert {key: (str(a.dtype), a.shape) for key, a in arrays.items()} == {
             "actions": ("float64", (7,)),
@@ -158,9 +152,7 @@ def test_statistics_are_those_of_the_frames(split: Path) -> None:
     np.testing.assert_array_equal(statistics["act_max_bound"], actions.max(0))
 
 
-def test_the_configuration_has_the_keys_and_values_that_calvin_s_own_has(
-    split: Path, reference: Path
-) -> None:
+def test_the_configuration_has_the_keys_and_values_that_calvin_s_own_has(split: Path, reference: Path) -> None:
     ours = yaml.safe_load((split / ".hydra" / "merged_config.yaml").read_text())
     theirs = yaml.safe_load((reference / "merged_config_like_D.yaml").read_text())
     for key in ("cameras", "env", "scene", "robot", "seed", "use_vr", "data_path"):

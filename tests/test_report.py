@@ -15,7 +15,12 @@ TASKS = ("open_drawer", "turn_on_led", "close_drawer", "turn_off_led", "move_sli
 
 def results(solved, execute):
     chains = [ChainResult(i, TASKS, n, tuple([30] * min(5, n + 1))) for i, n in enumerate(solved)]
-    facts = {"settings": {"seed": 0}, "renderer": "panda3d-tinydisplay", "made_with": {"git": "abc"}, "execute": execute}
+    facts = {
+        "settings": {"seed": 0},
+        "renderer": "panda3d-tinydisplay",
+        "made_with": {"git": "abc"},
+        "execute": execute,
+    }
     return {**summarize(chains), **facts}
 
 
@@ -31,7 +36,12 @@ def test_the_page_holds_numbers_plots_videos_and_recipe(tmp_path, evaluations):
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     page = tmp_path / "out" / "report.html"
     write_report(
-        page, "A title", evaluations, metrics=metrics, recipe="policy: {window: 1}", videos=[tmp_path / "out/v/a.mp4"]
+        page,
+        "A title",
+        evaluations,
+        metrics=metrics,
+        recipe="policy: {window: 1}",
+        videos=[tmp_path / "out/v/a.mp4"],
     )
     text = page.read_text()
     assert text.count("<svg") == 4  # curves, rates, length against E, tasks

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from runs import metrics, tiny_run, without_clocks, write_yaml
 from synthetic import write_dataset
 
 from roboflamingo.training.checkpoint import load_state
 from roboflamingo.training.config import OptimizerConfig, TrainConfig
 from roboflamingo.training.train import TrainingStopped, train
+from runs import metrics, tiny_run, without_clocks, write_yaml
 
 QUIET = Console(quiet=True)
 STEPS = 150
@@ -56,9 +56,7 @@ def interrupt(run: Path, dataset: Path, number: signal.Signals, after_step: int)
     command = [sys.executable, "-m", "roboflamingo.cli.main", "train", "--config", str(config)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # the log of an earlier session is replaced when training continues; only then its steps count
-    while (
-        not log.is_file() or log.stat().st_ino == earlier or log.read_text().count('"loss"') * 3 < after_step
-    ):
+    while not log.is_file() or log.stat().st_ino == earlier or log.read_text().count('"loss"') * 3 < after_step:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.001)
     process.send_signal(number)

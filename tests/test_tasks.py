@@ -25,9 +25,7 @@ PLACES = {"block_red": (0.1, -0.1, 0.46), "block_blue": (0.2, -0.1, 0.46), "bloc
 def moment(**changes: Any) -> Info:
     """The blocks lie on the table, doors are shut, lights are off; `block_red=dict(...)` changes a block."""
     blocks = {
-        name: BlockState(
-            np.array(PLACES[name]), np.array([0.0, 0, 0, 1]), np.zeros(3), np.zeros(3), frozenset({TABLE})
-        )
+        name: BlockState(np.array(PLACES[name]), np.array([0.0, 0, 0, 1]), np.zeros(3), np.zeros(3), frozenset({TABLE}))
         for name in BLOCKS
     }
     for name in BLOCKS:
@@ -35,9 +33,7 @@ def moment(**changes: Any) -> Info:
         contacts = frozenset(given_here.pop("contacts", {TABLE}))
         values = {key: np.array(value, float) for key, value in given_here.items()}
         blocks[name] = replace(blocks[name], contacts=contacts, **values)
-    info = Info(
-        "D", {"base__slide": 0.0, "base__drawer": 0.0}, {"lightbulb": 0, "led": 0}, blocks, frozenset()
-    )
+    info = Info("D", {"base__slide": 0.0, "base__drawer": 0.0}, {"lightbulb": 0, "led": 0}, blocks, frozenset())
     return replace(info, **changes)
 
 
@@ -50,9 +46,7 @@ def raised(height: float) -> tuple[float, float, float]:
     return x, y, z + height
 
 
-def test_every_recorded_case_of_the_official_oracle_agrees(
-    reference: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_recorded_case_of_the_official_oracle_agrees(reference: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(reference / "oracle_cases.json.gz")]) == 0
     assert capsys.readouterr().out == "agree 6658/6658\n"
 
@@ -139,9 +133,7 @@ def test_a_push_counts_beyond_ten_centimetres_while_old_contacts_hold() -> None:
 @pytest.mark.parametrize(
     ("place", "link", "height"), [("table", TABLE, 0.05), ("slider", PLANK, 0.03), ("drawer", DRAWER, 0.05)]
 )
-def test_a_lift_leaves_its_place_and_touches_the_robot_alone(
-    place: str, link: Contact, height: float
-) -> None:
+def test_a_lift_leaves_its_place_and_touches_the_robot_alone(place: str, link: Contact, height: float) -> None:
     start = moment(block_red={"contacts": {link}})
 
     def lifted(by: float, contacts: set[Contact]) -> set[str]:
@@ -172,9 +164,7 @@ def test_a_stack_rests_on_blocks_alone_and_is_at_rest() -> None:
     assert solved(moment(), moment(block_red={"contacts": {on_blue, FINGER}})) == set()
     falling = {"contacts": {on_blue}, "linear_velocity": (0, 0, -1.5)}
     assert solved(moment(), moment(block_red=falling)) == set()
-    assert (
-        solved(moment(block_red={"contacts": {on_blue}}), moment(block_red={"contacts": {on_blue}})) == set()
-    )
+    assert solved(moment(block_red={"contacts": {on_blue}}), moment(block_red={"contacts": {on_blue}})) == set()
 
 
 def test_unstacking_looks_at_the_speed_before_and_the_contacts_after() -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from runs import losses, metrics, tiny_policy, tiny_run, write_yaml
 from synthetic import write_dataset
 from torch import nn
 
@@ -28,6 +27,7 @@ from roboflamingo.training.metrics import MetricsLog
 from roboflamingo.training.module import weight_decay_groups
 from roboflamingo.training.progress import Progress, learning_rate
 from roboflamingo.training.train import train
+from runs import losses, metrics, tiny_policy, tiny_run, write_yaml
 
 QUIET = Console(quiet=True)
 
@@ -76,9 +76,7 @@ def test_due_every_so_many_steps_or_minutes() -> None:
 
 
 def test_only_matrices_decay() -> None:
-    module = nn.ModuleDict(
-        {"embedding": nn.Embedding(4, 3), "linear": nn.Linear(3, 2), "norm": nn.LayerNorm(2)}
-    )
+    module = nn.ModuleDict({"embedding": nn.Embedding(4, 3), "linear": nn.Linear(3, 2), "norm": nn.LayerNorm(2)})
     module.register_parameter("gate", nn.Parameter(torch.zeros(1)))
     module.register_parameter("latents", nn.Parameter(torch.zeros(5, 3)))
     module.register_parameter("frozen", nn.Parameter(torch.zeros(5, 3), requires_grad=False))
@@ -154,9 +152,7 @@ def test_a_run_leaves_its_config_log_state_and_policies(tmp_path: Path, dataset:
     assert 0 <= held_out[0]["val_gripper_accuracy"] <= 1
     assert held_out[0]["val_translation_error"] > 0
     saved = load_policy(tmp_path / "policy").config
-    assert saved == config.policy.with_words(
-        ["please open close drawer push red block left turn on led 0 1 2 3"]
-    )
+    assert saved == config.policy.with_words(["please open close drawer push red block left turn on led 0 1 2 3"])
 
 
 def test_a_complete_run_returns_at_once(tmp_path: Path, dataset: Path) -> None:
@@ -167,9 +163,7 @@ def test_a_complete_run_returns_at_once(tmp_path: Path, dataset: Path) -> None:
     assert (tmp_path / "last.ckpt").stat().st_mtime_ns == before
 
 
-def test_more_steps_continue_a_complete_run_and_other_changes_are_refused(
-    tmp_path: Path, dataset: Path
-) -> None:
+def test_more_steps_continue_a_complete_run_and_other_changes_are_refused(tmp_path: Path, dataset: Path) -> None:
     config = tiny_run(tmp_path, dataset, max_steps=2)
     train(config, console=QUIET)
     train(replace(config, max_steps=3), console=QUIET)
@@ -189,9 +183,7 @@ def test_training_fits_a_batch_that_it_sees_again_and_again(tmp_path: Path) -> N
     assert losses(tmp_path / "run")[-1] < 0.1 * losses(tmp_path / "run")[0]
 
 
-def test_training_for_minutes_ends_in_time_with_the_learning_rate_at_zero(
-    tmp_path: Path, dataset: Path
-) -> None:
+def test_training_for_minutes_ends_in_time_with_the_learning_rate_at_zero(tmp_path: Path, dataset: Path) -> None:
     minutes = 1.5 / 60
     config = tiny_run(tmp_path, dataset, max_steps=None, max_minutes=minutes, validation_windows=0)
     train(config, console=QUIET)
@@ -215,9 +207,7 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path: Path, datas
     command = [sys.executable, "-m", "roboflamingo.cli.main", "train", "--config", str(path)]
     subprocess.run(command, check=True, timeout=300, capture_output=True)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
-    held_out = [
-        [line["val_loss"] for line in metrics(tmp_path / run) if "val_loss" in line] for run in ("one", "two")
-    ]
+    held_out = [[line["val_loss"] for line in metrics(tmp_path / run) if "val_loss" in line] for run in ("one", "two")]
     assert len(held_out[0]) == 2
     np.testing.assert_allclose(held_out[1], held_out[0], rtol=1e-3)
 

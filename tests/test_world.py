@@ -217,7 +217,11 @@ def test_geometry_is_calvins(reference):
         assert list(ours.block_order) == facts["scene_obs_block_order"]
         for block, entry in facts["blocks"].items():
             np.testing.assert_allclose(ours.block_size(block), entry["full_size"])
-        for joint, place in (("base__button", ours.button), ("base__switch", ours.switch), ("base__slide", ours.slide)):
+        for joint, place in (
+            ("base__button", ours.button),
+            ("base__switch", ours.switch),
+            ("base__slide", ours.slide),
+        ):
             np.testing.assert_allclose(place, facts["joints"][joint]["frame_xyz"], atol=1e-4)
         assert ours.slide_limit == pytest.approx(facts["joints"]["base__slide"]["upper"])
         assert ours.drawer_bay == pytest.approx(facts["drawer_bay_x"])

@@ -73,7 +73,10 @@ def lift(state: State, block: Block) -> Goal:
     """Lifts the block from wherever it lies; a door in the way is pushed aside first."""
     if g.in_cabinet(block) and not state.held(block):
         left, right = state.scene.slide_span(state.slide)
-        if left - SIDE_ROOM < block.position[0] < right + SIDE_ROOM and 0.01 < state.slide < state.scene.slide_limit - 0.01:
+        if (
+            left - SIDE_ROOM < block.position[0] < right + SIDE_ROOM
+            and 0.01 < state.slide < state.scene.slide_limit - 0.01
+        ):
             return fixtures.move_slider(state, 1.0 if block.position[0] > 0.5 * (left + right) else -1.0)
     return g.lift(state, block)
 
@@ -98,7 +101,7 @@ def place_in_slider(state: State) -> Goal:
 
 
 def _free_part(state: State) -> tuple[float, float]:
-    """x range of the cabinet's opening beside the door; the wider one."""
+    """X range of the cabinet's opening beside the door; the wider one."""
     low, high = state.scene.cabinet_opening
     left, right = state.scene.slide_span(state.slide)
     return (low, left) if left - low > high - right else (right, high)

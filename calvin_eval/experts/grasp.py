@@ -119,9 +119,11 @@ def carry(
     """Moves the held block above the target and lets go of it there.
 
     Args:
-        state: the present state. block: the held block.
+        state: the present state.
+        block: the held block.
         target: (3,) where the middle of its underside goes.
-        yaw: tool yaw to arrive with. clearance: height (m) at which it crosses over.
+        yaw: tool yaw to arrive with.
+        clearance: height (m) at which it crosses over.
         tolerance: horizontal error (m) at which it may go.
         lean: tool lean to arrive with; None for the one that levels the block.
     """

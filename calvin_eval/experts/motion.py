@@ -126,13 +126,21 @@ def from_above(
     y = min(target[1], max(CLEAR_OF_HANDLE, target[1] - 3.0 * max(0.0, aside - 0.03)))
     waypoint = np.array([target[0], y, height])
     if aside > 0.05:  # the door's handle stands out between the two halves of the cabinet: go round it
-        waypoint = damped(state, waypoint, [0], float(np.clip((CLEAR_OF_HANDLE + 0.03 - state.tool[1]) / 0.02, 0.0, 1.0)))
+        waypoint = damped(
+            state, waypoint, [0], float(np.clip((CLEAR_OF_HANDLE + 0.03 - state.tool[1]) / 0.02, 0.0, 1.0))
+        )
     waypoint = damped(state, waypoint, [0, 1], float(np.clip(1.0 - (below - 0.01) / 0.03, 0.0, 1.0)))
     return Goal(waypoint, yaw, gripper, np.zeros(2) if lean is None else lean)
 
 
 def from_front(
-    state: State, target: np.ndarray, yaw: float, gripper: float, *, retreat: float = 0.09, tolerance: float = 0.015
+    state: State,
+    target: np.ndarray,
+    yaw: float,
+    gripper: float,
+    *,
+    retreat: float = 0.09,
+    tolerance: float = 0.015,
 ) -> Goal:
     """Heads for a target on the cabinet's front, arriving along +y: aside first, then in.
 

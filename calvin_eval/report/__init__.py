@@ -45,7 +45,10 @@ def write_report(
     lines = read_metrics(metrics) if metrics is not None else []
     first = next(iter(evaluations.values()))
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     page = environment.get_template("page.html.j2").render(
         title=title,
@@ -79,7 +82,12 @@ def print_table(evaluations: Mapping[str, Mapping[str, Any]], console: Console |
     table.add_column("chains", justify="right")
     for label, results in evaluations.items():
         row = _row(label, results)
-        table.add_row(label, *[rate["value"] for rate in row["rates"]], f"{row['length']} {row['interval']}", row["chains"])
+        table.add_row(
+            label,
+            *[rate["value"] for rate in row["rates"]],
+            f"{row['length']} {row['interval']}",
+            row["chains"],
+        )
     (console or Console()).print(table)
 
 

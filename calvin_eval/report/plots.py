@@ -73,7 +73,14 @@ def per_task(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
         y = np.arange(len(tasks)) + (index - (len(evaluations) - 1) / 2) * height
         axes.barh(y, rates, height * 0.92, color=COLOURS[index % len(COLOURS)], label=label)
         for position, rate, entry in zip(y, rates, info, strict=True):
-            axes.text(rate + 0.008, position, f"{entry['success']}/{entry['total']}", va="center", fontsize=6.5, color=QUIET)
+            axes.text(
+                rate + 0.008,
+                position,
+                f"{entry['success']}/{entry['total']}",
+                va="center",
+                fontsize=6.5,
+                color=QUIET,
+            )
     axes.set_yticks(range(len(tasks)), [task.replace("_", " ") for task in tasks], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1)

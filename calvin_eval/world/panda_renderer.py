@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from calvin_eval.world.playtable import PlayTable
 
 core.load_prc_file_data(
-    "calvin_eval", "load-display p3tinydisplay\nwindow-type offscreen\naudio-library-name null\nnotify-level error\nnotify-level-x11display fatal"
+    "calvin_eval",
+    "load-display p3tinydisplay\nwindow-type offscreen\naudio-library-name null\n"
+    "notify-level error\nnotify-level-x11display fatal",
 )
 
 WOOD_TILE, FLOOR_TILE = 0.5, 1.6
@@ -99,7 +101,10 @@ class PandaRenderer:
         ambient = core.AmbientLight("ambient")
         ambient.set_color((0.50, 0.50, 0.52, 1))
         self._root.set_light(self._root.attach_new_node(ambient))
-        for name, strength, direction in (("key", 0.52, (-0.45, 0.55, -0.9)), ("fill", 0.22, (0.8, 0.5, -0.3))):
+        for name, strength, direction in (
+            ("key", 0.52, (-0.45, 0.55, -0.9)),
+            ("fill", 0.22, (0.8, 0.5, -0.3)),
+        ):
             light = core.DirectionalLight(name)
             light.set_color((strength, strength, strength, 1))
             node = self._root.attach_new_node(light)
@@ -130,7 +135,12 @@ class PandaRenderer:
         properties.set_rgb_color(True)
         properties.set_depth_bits(1)
         buffer = self._engine.make_output(
-            self._pipe, name, 0, properties, core.WindowProperties.size(size, size), core.GraphicsPipe.BF_refuse_window
+            self._pipe,
+            name,
+            0,
+            properties,
+            core.WindowProperties.size(size, size),
+            core.GraphicsPipe.BF_refuse_window,
         )
         if buffer is None:
             raise RuntimeError(f"Panda3D made no buffer of {size} x {size} pixels for the {name} camera")
@@ -204,7 +214,8 @@ def _geometry(shapes: list[Shape]) -> core.GeomNode:
     rows = []
     for shape in shapes:
         area = np.linalg.norm(
-            np.cross(shape.triangles[:, 1] - shape.triangles[:, 0], shape.triangles[:, 2] - shape.triangles[:, 0]), axis=1
+            np.cross(shape.triangles[:, 1] - shape.triangles[:, 0], shape.triangles[:, 2] - shape.triangles[:, 0]),
+            axis=1,
         )
         keep = area > 0
         turn = np.reshape(p.getMatrixFromQuaternion(shape.quaternion), (3, 3)).T

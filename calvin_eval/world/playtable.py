@@ -89,7 +89,11 @@ class PlayTable:
     def _load_pedestal(self) -> int:
         """The column under the robot: seen, never touched."""
         shape = p.createVisualShape(
-            p.GEOM_CYLINDER, radius=0.13, length=0.24, visualFramePosition=[-0.39, -0.46, 0.12], physicsClientId=self._client
+            p.GEOM_CYLINDER,
+            radius=0.13,
+            length=0.24,
+            visualFramePosition=[-0.39, -0.46, 0.12],
+            physicsClientId=self._client,
         )
         return p.createMultiBody(baseVisualShapeIndex=shape, physicsClientId=self._client)
 
@@ -105,7 +109,7 @@ class PlayTable:
 
     @property
     def client(self) -> int:
-        """pybullet's physics client id."""
+        """Pybullet's physics client id."""
         return self._client
 
     def reset(
@@ -138,7 +142,10 @@ class PlayTable:
         return self._observe(render)
 
     def step(
-        self, action: Sequence[float] | np.ndarray | tuple[Any, ...] | Mapping[str, Any], *, render: bool = True
+        self,
+        action: Sequence[float] | np.ndarray | tuple[Any, ...] | Mapping[str, Any],
+        *,
+        render: bool = True,
     ) -> Observation:
         """Executes one action for 1/30 s: relative (7,), or any other form of `Robot.apply`."""
         self.robot.apply(action)
@@ -158,7 +165,11 @@ class PlayTable:
             position, quaternion = p.getBasePositionAndOrientation(uid, physicsClientId=self._client)
             linear, angular = p.getBaseVelocity(uid, physicsClientId=self._client)
             blocks[name] = BlockState(
-                np.array(position), np.array(quaternion), np.array(linear), np.array(angular), self._contacts(uid)
+                np.array(position),
+                np.array(quaternion),
+                np.array(linear),
+                np.array(angular),
+                self._contacts(uid),
             )
         slide, drawer, _, _ = self.table.positions()
         return Info(
@@ -235,9 +246,7 @@ class PlayTable:
 
     def _contacts(self, uid: int) -> frozenset[Contact]:
         points = p.getContactPoints(bodyA=uid, physicsClientId=self._client)
-        return frozenset(
-            Contact(self.names[point[2]], self._link_name(point[2], point[4])) for point in points
-        )
+        return frozenset(Contact(self.names[point[2]], self._link_name(point[2], point[4])) for point in points)
 
     def _link_name(self, uid: int, link: int) -> str:
         if uid == self.table.uid:

@@ -85,7 +85,8 @@ class Robot:
         elif len(action) == ACTION_SIZE:
             joints, gripper = self._relative(np.asarray(action, dtype=float))
         elif len(action) == 3:
-            joints, gripper = self._absolute(action[0], action[1]), action[2]
+            position, orientation, gripper = tuple(action)
+            joints = self._absolute(position, orientation)
         else:
             raise ValueError(f"an action has 7 numbers, or is (position, orientation, gripper); this has {len(action)}")
         value = float(np.asarray(gripper).reshape(-1)[0])
@@ -120,7 +121,9 @@ class Robot:
         self.target_euler = self.target_euler + MAX_REL_ORN * action[3:6]
         return self._absolute(self.target_position, self.target_euler), action[6]
 
-    def _absolute(self, position: Sequence[float] | np.ndarray, orientation: Sequence[float] | np.ndarray) -> np.ndarray:
+    def _absolute(
+        self, position: Sequence[float] | np.ndarray, orientation: Sequence[float] | np.ndarray
+    ) -> np.ndarray:
         quaternion = p.getQuaternionFromEuler(orientation) if len(orientation) == 3 else orientation
         joints = p.calculateInverseKinematics(
             self.uid, TCP_LINK, position, quaternion, **NULL_SPACE, physicsClientId=self.client

@@ -68,11 +68,11 @@ class SceneGeometry:
 
     @property
     def drawer_interior(self) -> tuple[float, float]:
-        """x range inside the drawer."""
+        """X range inside the drawer."""
         return self.drawer_x - DRAWER_HALF_WIDTH, self.drawer_x + DRAWER_HALF_WIDTH
 
     def slide_span(self, joint: float) -> tuple[float, float]:
-        """x range that the sliding door covers at a joint position."""
+        """X range that the sliding door covers at a joint position."""
         return self.slide[0] - joint, self.slide[0] - joint + SLIDE_WIDTH
 
     def slide_handle(self, joint: float) -> np.ndarray:
@@ -88,7 +88,9 @@ class SceneGeometry:
         return self.switch + [0.0, -0.042 + 0.5 * joint, 0.0335 + 0.866 * joint]
 
 
-def _surfaces(table: tuple[float, float], left: tuple[float, float], right: tuple[float, float]) -> dict[str, np.ndarray]:
+def _surfaces(
+    table: tuple[float, float], left: tuple[float, float], right: tuple[float, float]
+) -> dict[str, np.ndarray]:
     return {
         "table": np.array([[table[0], -0.15], [table[1], -0.03]]),
         "slider_left": np.array([[left[0], 0.05], [left[1], 0.12]]),

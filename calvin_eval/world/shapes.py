@@ -6,6 +6,7 @@ Read from the physics server itself, so that any renderer shows what the physics
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,12 @@ def _paint(world: PlayTable, body: str, link: int, index: int) -> tuple[looks.RG
         return (look.door, "wood") if index == 0 else (look.handle, "")
     if name == "drawer_link":
         return (look.drawer, "wood") if index < 5 else (look.handle, "")
-    plain = {"button_link": look.button, "switch_link": look.lever, "led_link": looks.LIGHT_OFF, "light_link": looks.LIGHT_OFF}
+    plain = {
+        "button_link": look.button,
+        "switch_link": look.lever,
+        "led_link": looks.LIGHT_OFF,
+        "light_link": looks.LIGHT_OFF,
+    }
     if name in plain:
         return plain[name], ""
     return look.base, "wood"
@@ -130,7 +136,7 @@ def _revolved(profile: list[tuple[float, float]], sides: int) -> np.ndarray:
     turn = 2 * np.pi * np.arange(sides) / sides
     rings = np.array([[(r * np.cos(a), r * np.sin(a), z) for a in turn] for r, z in profile])
     faces = []
-    for lower, upper in zip(rings[:-1], rings[1:], strict=True):
+    for lower, upper in pairwise(rings):
         for i in range(sides):
             j = (i + 1) % sides
             faces += [(lower[i], lower[j], upper[j]), (lower[i], upper[j], upper[i])]

@@ -43,7 +43,12 @@ class Table:
         for name in JOINTS:
             if name == "base__button":
                 p.setJointMotorControl2(
-                    self.uid, joints[name], p.POSITION_CONTROL, targetPosition=0.0, force=FRICTION, physicsClientId=client
+                    self.uid,
+                    joints[name],
+                    p.POSITION_CONTROL,
+                    targetPosition=0.0,
+                    force=FRICTION,
+                    physicsClientId=client,
                 )
             else:
                 p.setJointMotorControl2(

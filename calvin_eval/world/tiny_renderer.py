@@ -30,7 +30,11 @@ class TinyRenderer:
         self._lit: tuple[int, int] | None = None
         for shape in collect_shapes(world):
             p.changeVisualShape(
-                shape.uid, shape.link, shapeIndex=shape.index, rgbaColor=[*shape.colour, 1], physicsClientId=world.client
+                shape.uid,
+                shape.link,
+                shapeIndex=shape.index,
+                rgbaColor=[*shape.colour, 1],
+                physicsClientId=world.client,
             )
         self._static_view = p.computeViewMatrix(cameras.STATIC_EYE, cameras.STATIC_TARGET, cameras.STATIC_UP)
         self._static_lens = p.computeProjectionMatrixFOV(cameras.STATIC_FOV, 1.0, *cameras.STATIC_NEAR_FAR)

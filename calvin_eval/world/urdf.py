@@ -69,7 +69,15 @@ def write_table(folder: Path, scene: SceneGeometry) -> Path:
         ((-0.0959, 0.0196, 0.2383), (0.0959, 0.0601, 0.2612)),
     ):
         _add_box(drawer, *box)
-    _joint(robot, "base__drawer", "drawer_link", (scene.drawer_x, 0, 0.32), 1.5708, axis=(0, 0, 1), upper=DRAWER_TRAVEL)
+    _joint(
+        robot,
+        "base__drawer",
+        "drawer_link",
+        (scene.drawer_x, 0, 0.32),
+        1.5708,
+        axis=(0, 0, 1),
+        upper=DRAWER_TRAVEL,
+    )
 
     led = _link(robot, "led_link", mass=0.204)
     _add_box(led, (-0.08, 0, -0.02), (0.08, 0.016, 0.02))
@@ -103,7 +111,13 @@ def _base_boxes(scene: SceneGeometry) -> Iterable[Box]:
 def _write_wedge(path: Path, span: tuple[float, float]) -> Path:
     """The solid beside the cabinet's opening: a prism along x with a sloping front."""
     low, high = 0.42, 0.648
-    profile = [(0.0198, low), (BACK, low), (BACK, high), (0.0198 + (high - 0.44) * SLOPE, high), (0.0198, 0.44)]
+    profile = [
+        (0.0198, low),
+        (BACK, low),
+        (BACK, high),
+        (0.0198 + (high - 0.44) * SLOPE, high),
+        (0.0198, 0.44),
+    ]
     count = len(profile)
     vertices = [(x, y, z) for x in span for y, z in profile]
     faces = [list(range(count)), list(range(2 * count - 1, count - 1, -1))]
@@ -162,7 +176,13 @@ def write_robot(folder: Path, panda: Path) -> Path:
     for side, sign in (("left", 1.0), ("right", -1.0)):
         joint = f"joint_finger_tip_{side}"
         _extra_link(
-            robot, f"finger_{side}_tip", f"panda_{side}finger", joint, (0, sign * 0.004, 0.083), (0, 0, 0), mass=0.0001
+            robot,
+            f"finger_{side}_tip",
+            f"panda_{side}finger",
+            joint,
+            (0, sign * 0.004, 0.083),
+            (0, 0, 0),
+            mass=0.0001,
         )
         tip = robot.findall("link")[-1]
         contact = ET.SubElement(tip, "contact")
@@ -219,7 +239,13 @@ def _joint(
         ET.SubElement(joint, "limit", lower="0", upper=str(upper), effort="100", velocity="10")
 
 
-def _add_box(link: ET.Element, low: Sequence[float] | np.ndarray, high: Sequence[float] | np.ndarray, *, collides: bool = True) -> None:
+def _add_box(
+    link: ET.Element,
+    low: Sequence[float] | np.ndarray,
+    high: Sequence[float] | np.ndarray,
+    *,
+    collides: bool = True,
+) -> None:
     size, centre = np.subtract(high, low), 0.5 * np.add(high, low)
     _add_shape(link, ET.Element("box", size=_numbers(size)), centre, collides=collides)
 
@@ -237,7 +263,12 @@ def _add_mesh(link: ET.Element, path: Path) -> None:
 
 
 def _add_shape(
-    link: ET.Element, shape: ET.Element, centre: Sequence[float] | np.ndarray, roll: float = 0.0, *, collides: bool = True
+    link: ET.Element,
+    shape: ET.Element,
+    centre: Sequence[float] | np.ndarray,
+    roll: float = 0.0,
+    *,
+    collides: bool = True,
 ) -> None:
     for kind in ("visual", "collision") if collides else ("visual",):
         element = ET.SubElement(link, kind)

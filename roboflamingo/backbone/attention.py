@@ -26,8 +26,12 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(-2, -3)  # (N, L, H*d) -> (N, H, L, d)
 
 
-def _join_heads(x: Tensor) -> Tensor:
-    return x.transpose(-2, -3).flatten(-2)
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
+    """Multi-head attention (N, L, H*d) over (N, V, H*d), scaled by 1 / sqrt(d)."""
+    out = F.scaled_dot_product_attention(
+        _split_heads(queries, heads), _split_heads(keys, heads), _split_heads(values, heads)
+    )
+    return out.transpose(-2, -3).flatten(-2)
 
 
 class PerceiverAttention(nn.Module):
@@ -49,12 +53,11 @@ class PerceiverAttention(nn.Module):
         self.to_out = nn.Linear(inner, width, bias=False)
 
     def forward(self, tokens: Tensor, latents: Tensor) -> Tensor:
-        """tokens (N, V, D) and latents (N, R, D) -> (N, R, D)."""
+        """Tokens (N, V, D) and latents (N, R, D) -> (N, R, D)."""
         latents = self.norm_latents(latents)
         keys, values = self.to_kv(torch.cat([self.norm_media(tokens), latents], dim=1)).chunk(2, dim=-1)
         queries = self.to_q(latents)
-        out = F.scaled_dot_product_attention(*(_split_heads(x, self.heads) for x in (queries, keys, values)))
-        return self.to_out(_join_heads(out))
+        return self.to_out(_attend(queries, keys, values, self.heads))
 
 
 class PerceiverResampler(nn.Module):
@@ -65,7 +68,13 @@ class PerceiverResampler(nn.Module):
     """
 
     def __init__(
-        self, width: int, depth: int = 6, head_width: int = 64, heads: int = 8, latents: int = 64, factor: int = 4
+        self,
+        width: int,
+        depth: int = 6,
+        head_width: int = 64,
+        heads: int = 8,
+        latents: int = 64,
+        factor: int = 4,
     ) -> None:
         super().__init__()
         self.latents = nn.Parameter(torch.randn(latents, width))
@@ -76,11 +85,12 @@ class PerceiverResampler(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (N, V, D) -> (N, R, D)."""
+        """Tokens (N, V, D) -> (N, R, D)."""
         latents = self.latents.expand(len(tokens), -1, -1)
-        for attention, perceptron in self.layers:  # type: ignore[misc]  # ModuleList of pairs
-            latents = attention(tokens, latents) + latents
-            latents = perceptron(latents) + latents
+        for layer in self.layers:
+            assert isinstance(layer, nn.ModuleList)
+            latents = layer[0](tokens, latents) + latents
+            latents = layer[1](latents) + latents
         return self.norm(latents)
 
 
@@ -101,14 +111,13 @@ class MaskedCrossAttention(nn.Module):
         self.to_out = nn.Linear(inner, width, bias=False)
 
     def forward(self, text: Tensor, media: Tensor, sees_media: Tensor | None = None) -> Tensor:
-        """text (N, L, D), media (N, R, Dv) -> (N, L, D); zero where `sees_media` (N, L) is False.
+        """Text (N, L, D), media (N, R, Dv) -> (N, L, D); zero where `sees_media` (N, L) is False.
 
         Text before its image's token sees nothing; None says that all of it comes after.
         """
         queries = self.to_q(self.norm(text))
         keys, values = self.to_kv(media).chunk(2, dim=-1)
-        out = F.scaled_dot_product_attention(*(_split_heads(x, self.heads) for x in (queries, keys, values)))
-        out = _join_heads(out)
+        out = _attend(queries, keys, values, self.heads)
         if sees_media is not None:
             out = out * sees_media.unsqueeze(-1)
         return self.to_out(out)
@@ -123,7 +132,13 @@ class GatedCrossAttentionBlock(nn.Module):
     """
 
     def __init__(
-        self, width: int, visual_width: int, head_width: int = 64, heads: int = 8, factor: int = 4, gate: float = 0.0
+        self,
+        width: int,
+        visual_width: int,
+        head_width: int = 64,
+        heads: int = 8,
+        factor: int = 4,
+        gate: float = 0.0,
     ) -> None:
         super().__init__()
         self.attn = MaskedCrossAttention(width, visual_width, head_width, heads)
@@ -132,6 +147,6 @@ class GatedCrossAttentionBlock(nn.Module):
         self.ff_gate = nn.Parameter(torch.tensor([gate]))
 
     def forward(self, text: Tensor, media: Tensor, sees_media: Tensor | None = None) -> Tensor:
-        """text (N, L, D), media (N, R, Dv) -> (N, L, D)."""
+        """Text (N, L, D), media (N, R, Dv) -> (N, L, D)."""
         text = text + self.attn_gate.tanh() * self.attn(text, media, sees_media)
         return text + self.ff_gate.tanh() * self.ff(text)

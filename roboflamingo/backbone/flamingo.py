@@ -110,14 +110,15 @@ class Flamingo(nn.Module):
         self.lang_encoder = tiny_language_model(language, len(SPECIAL) + len(language.words))
         cross = config.cross_attention
         self._layers: list[FlamingoLayer] = []
-        for index, layer in enumerate(self.lang_encoder.blocks):
+        blocks = self.lang_encoder.blocks
+        for index, layer in enumerate(blocks):
             gated = None
             if (index + 1) % cross.every == 0:
                 gated = GatedCrossAttentionBlock(
                     language.width, vision.width, cross.head_width, cross.heads, gate=cross.gate
                 )
             self._layers.append(FlamingoLayer(gated, layer))
-            self.lang_encoder.blocks[index] = self._layers[-1]
+            blocks[index] = self._layers[-1]
 
     @property
     def width(self) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import MptConfig, MptModel, PreTrainedTokenizerFast
 
 IMAGE, END, PAD, UNKNOWN = "<image>", "<|endofchunk|>", "<PAD>", "<unk>"
@@ -80,7 +80,7 @@ class Instructions:
         return ids, ids != pad
 
 
-def tiny_language_model(config: LanguageConfig, vocabulary: int) -> nn.Module:
+def tiny_language_model(config: LanguageConfig, vocabulary: int) -> MptModel:
     """A small MPT without weights from anywhere, and without its output layer."""
     sizes = MptConfig(
         d_model=config.width,

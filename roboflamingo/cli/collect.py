@@ -16,7 +16,7 @@ from roboflamingo.cli.policies import make_policy
 EXAMPLES = """
 roboflamingo collect --out data --settings.scenes D --settings.episodes 800
 roboflamingo collect --out data --settings.scenes ABC --settings.episodes 6000      # CALVIN's ABC->D
-roboflamingo collect --out data/round2 --policy runs/demo/train/policy              # DAgger: it acts, demonstrators label
+roboflamingo collect --out data/round2 --policy runs/demo/train/policy              # DAgger: the policy acts first
 roboflamingo collect --check --starts 50                                            # how good the demonstrators are
 """
 

@@ -74,5 +74,10 @@ def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
         workers=config.workers,
         batch=config.batch,
         label=label,
-        about={"policy": config.policy, "scene": config.scene, "execute": config.execute, "ensemble": config.ensemble},
+        about={
+            "policy": config.policy,
+            "scene": config.scene,
+            "execute": config.execute,
+            "ensemble": config.ensemble,
+        },
     )

@@ -18,7 +18,8 @@ def make_policy(folder: str, execute: int = 1, ensemble: float | None = None, sc
 
     Args:
         folder: of a saved policy, or `EXPERT`.
-        execute, ensemble: see `roboflamingo.control.PolicyController`.
+        execute: see `roboflamingo.control.PolicyController`.
+        ensemble: likewise.
         scene: for the demonstrators, who need to know it.
     """
     if folder == EXPERT:
@@ -33,5 +34,5 @@ def make_policy(folder: str, execute: int = 1, ensemble: float | None = None, sc
 
 
 def make_env(scene: str, renderer: str, sizes: CameraSizes | None = None) -> PlayTable:
-    """A play table."""
+    """A play table of a scene; see `PlayTable`."""
     return PlayTable(scene, renderer, sizes)

@@ -18,7 +18,10 @@ roboflamingo report runs/a runs/b --metrics runs/a/metrics.jsonl --title "Ablati
 def main(arguments: Sequence[str]) -> None:
     """Makes the page."""
     parser = verb_parser(
-        "report", "Makes a page of plots and videos from evaluations.", EXAMPLES, "FOLDER [FOLDER ...] [--KEY VALUE ...]"
+        "report",
+        "Makes a page of plots and videos from evaluations.",
+        EXAMPLES,
+        "FOLDER [FOLDER ...] [--KEY VALUE ...]",
     )
     parser.add_argument("folders", nargs="+", type=str, help="folders that `roboflamingo evaluate` wrote")
     parser.add_argument("--out", type=str, default="report.html", help="where the page goes")
@@ -30,7 +33,9 @@ def main(arguments: Sequence[str]) -> None:
         for name in options.folders:
             folder = Path(name)
             if not (folder / "results.json").is_file():
-                raise FileNotFoundError(f"{folder} holds no results.json; run `roboflamingo evaluate --out {folder}` first")
+                raise FileNotFoundError(
+                    f"{folder} holds no results.json; run `roboflamingo evaluate --out {folder}` first"
+                )
             evaluations[folder.name] = json.loads((folder / "results.json").read_text())
             videos += sorted((folder / "videos").glob("*.mp4"))
         out = Path(options.out)

@@ -103,24 +103,16 @@ def read_segments(split: Path, language: str = "lang_annotations") -> list[Segme
     path = split / language / "auto_lang_ann.npy"
     if not path.is_file():
         others = sorted(folder.parent.name for folder in split.glob("lang*/auto_lang_ann.npy"))
-        hint = (
-            f"set data.language to one of {', '.join(others)}"
-            if others
-            else "no lang_* folder is there either"
-        )
+        hint = f"set data.language to one of {', '.join(others)}" if others else "no lang_* folder is there either"
         raise DataError(f"{path} is missing; {hint}")
     content = load_plain_dict(path)
     try:
         sentences, tasks = content["language"]["ann"], content["language"]["task"]
         bounds = content["info"]["indx"]
     except (KeyError, TypeError, IndexError) as error:
-        raise DataError(
-            f"{path} lacks {error}; language.ann, language.task and info.indx are needed"
-        ) from error
+        raise DataError(f"{path} lacks {error}; language.ann, language.task and info.indx are needed") from error
     if not len(sentences) == len(tasks) == len(bounds):
-        raise DataError(
-            f"{path}: {len(sentences)} sentences, {len(tasks)} tasks and {len(bounds)} segments differ"
-        )
+        raise DataError(f"{path}: {len(sentences)} sentences, {len(tasks)} tasks and {len(bounds)} segments differ")
     segments = [
         Segment(int(start), int(stop), str(task), str(sentence))
         for (start, stop), task, sentence in zip(bounds, tasks, sentences, strict=True)

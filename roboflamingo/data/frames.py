@@ -96,17 +96,13 @@ def read_frame(path: Path, settings: PackSettings, block_order: np.ndarray) -> d
     raw = _load(path, keys)
     for key in keys[:2]:
         if raw[key].dtype != np.uint8 or raw[key].ndim != 3 or raw[key].shape[2] != 3:
-            raise DataError(
-                f"{path}: {key} is {raw[key].dtype} {raw[key].shape}; expected is uint8 (H, W, 3)"
-            )
+            raise DataError(f"{path}: {key} is {raw[key].dtype} {raw[key].shape}; expected is uint8 (H, W, 3)")
     for key in keys[2:]:
         if raw[key].shape != (VECTORS[key],) or not np.isfinite(raw[key]).all():
             raise DataError(f"{path}: {key} of shape {raw[key].shape} is not {VECTORS[key]} finite numbers")
     action = raw[settings.actions]
     if action[6] not in (-1, 1):
-        raise DataError(
-            f"{path}: {settings.actions}[6] is {action[6]}; a gripper command is -1 (close) or 1 (open)"
-        )
+        raise DataError(f"{path}: {settings.actions}[6] is {action[6]}; a gripper command is -1 (close) or 1 (open)")
     blocks = raw["scene_obs"][6:].reshape(3, 6)[block_order]
     return {
         "rgb_static": resize_image(raw["rgb_static"], settings.static_size),

@@ -77,9 +77,7 @@ def pack(
             return target
         _prepare(building, source, settings, fingerprint)
         _fill(building, source, settings, processes or _cores(), console or Console(stderr=True))
-        (building / "index.json").write_text(
-            json.dumps(_index(source, settings, fingerprint)), encoding="utf-8"
-        )
+        (building / "index.json").write_text(json.dumps(_index(source, settings, fingerprint)), encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         os.replace(building, target)
         (target / "done.json").unlink()

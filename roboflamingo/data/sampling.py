@@ -34,10 +34,7 @@ class WindowStream:
         places = np.arange(position, position + count)
         epochs = places // self.epoch_length()
         return np.concatenate(
-            [
-                self._epoch(e)[places[epochs == e] - e * self.epoch_length()]
-                for e in np.unique(epochs).tolist()
-            ]
+            [self._epoch(e)[places[epochs == e] - e * self.epoch_length()] for e in np.unique(epochs).tolist()]
         )
 
     def _epoch(self, epoch: int) -> np.ndarray:
@@ -48,9 +45,7 @@ class WindowStream:
             ticks = (np.arange(N) + random.random()) * (self._cumulative[-1] / N)
             order = np.minimum(np.searchsorted(self._cumulative, ticks, side="right"), N - 1)
             random.shuffle(order)
-            self._epochs = {e: kept for e, kept in self._epochs.items() if abs(e - epoch) == 1} | {
-                epoch: order
-            }
+            self._epochs = {e: kept for e, kept in self._epochs.items() if abs(e - epoch) == 1} | {epoch: order}
         return self._epochs[epoch]
 
 

@@ -57,18 +57,12 @@ class Windows(Dataset[Any]):
     ) -> None:
         weights = [1.0] * len(packed) if weights is None else list(weights)
         if not packed or len(weights) != len(packed):
-            raise DataError(
-                f"{len(packed)} data folders and {len(weights)} weights; one of each is needed at least"
-            )
+            raise DataError(f"{len(packed)} data folders and {len(weights)} weights; one of each is needed at least")
         if min(window, chunk, stride) < 1 or min(weights) <= 0:
-            raise DataError(
-                f"window {window}, chunk {chunk}, stride {stride} and weights {weights} must be positive"
-            )
+            raise DataError(f"window {window}, chunk {chunk}, stride {stride} and weights {weights} must be positive")
         self.window, self.chunk, self.stride = window, chunk, stride
         self._folders = [Path(folder) for folder in packed]
-        indices = [
-            json.loads((folder / "index.json").read_text(encoding="utf-8")) for folder in self._folders
-        ]
+        indices = [json.loads((folder / "index.json").read_text(encoding="utf-8")) for folder in self._folders]
         segments = [(i, segment) for i, index in enumerate(indices) for segment in index["segments"]]
         self._first_rows = np.concatenate([[0], np.cumsum([index["frames"] for index in indices])])
         self.instructions = [segment["instruction"] for _, segment in segments]

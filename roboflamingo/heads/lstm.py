@@ -14,7 +14,11 @@ class LSTMHead(Head):
     def __init__(self, config: HeadConfig, features: int, chunk: int) -> None:
         super().__init__(config, features, chunk)
         self.rnn = nn.LSTM(
-            features, config.hidden, config.layers, batch_first=True, dropout=config.dropout if config.layers > 1 else 0.0
+            features,
+            config.hidden,
+            config.layers,
+            batch_first=True,
+            dropout=config.dropout if config.layers > 1 else 0.0,
         )
         self.output = ChunkOutput(config.hidden, config.hidden, chunk)
 

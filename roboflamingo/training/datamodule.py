@@ -32,9 +32,7 @@ def open_windows(config: TrainConfig, console: Console | None = None) -> tuple[W
     settings = PackSettings(policy.static_size, policy.gripper_size, data.actions, data.language)
 
     def windows(splits: list[Path], weights: list[float]) -> Windows:
-        packed = [
-            pack(split, cache, settings, processes=data.pack_processes, console=console) for split in splits
-        ]
+        packed = [pack(split, cache, settings, processes=data.pack_processes, console=console) for split in splits]
         return Windows(packed, window=policy.window, chunk=policy.chunk, stride=data.stride, weights=weights)
 
     training = windows([folder / "training" for folder in folders], list(data.folders.values()))
@@ -57,9 +55,7 @@ class WindowDataModule(LightningDataModule):
         start_batch: batches that earlier sessions of this run have trained on.
     """
 
-    def __init__(
-        self, config: TrainConfig, training: Windows, validation: Windows | None, start_batch: int
-    ) -> None:
+    def __init__(self, config: TrainConfig, training: Windows, validation: Windows | None, start_batch: int) -> None:
         super().__init__()
         self.config, self.training, self.validation = config, training, validation
         self._start_batch = start_batch

@@ -34,9 +34,7 @@ class RunningMean:
     def share(self, trainer: Trainer) -> None:
         """Puts the mean over processes into each of them."""
         if trainer.world_size > 1:
-            self._sums = {
-                name: trainer.strategy.reduce(v, reduce_op="mean") for name, v in self._sums.items()
-            }
+            self._sums = {name: trainer.strategy.reduce(v, reduce_op="mean") for name, v in self._sums.items()}
 
     def take(self) -> dict[str, torch.Tensor]:
         """The means since the last call."""
