@@ -86,5 +86,5 @@ def test_scene_info_names_the_scene_of_every_frame(data):
 
 @pytest.mark.parametrize("wrong", [{"scenes": "E"}, {"episodes": 0}])
 def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match="scene|episodes"):
+    with pytest.raises(ValueError, match=r"scene|episodes"):
         CollectSettings(**wrong)
