@@ -16,7 +16,7 @@ SIMULATOR = [
     "imageio[ffmpeg]>=2.31",  # mp4 videos, with the encoder in the wheel
     "matplotlib>=3.8",  # plots of the report
     "jinja2>=3.1",  # the report's HTML
-    "pillow>=10",  # captions on videos, image resizing
+    "pillow>=10.1",  # captions on videos, image resizing
 ]
 POLICY = [
     "torch>=2.8",  # scaled_dot_product_attention, weights_only loading

@@ -40,6 +40,8 @@ __all__ = ["ChainResult", "EvaluateSettings", "MakeEnv", "MakePolicy", "evaluate
 MakeEnv = Callable[[], Env]
 MakePolicy = Callable[[], Policy]
 
+EPOCH = "0"
+"""CALVIN files results under the number of a training epoch; a policy of ours has one."""
 EXTENSIBLE = ("chains", "videos", "seed")
 """Settings that may differ when an evaluation goes on: finished chains stay valid."""
 
@@ -92,7 +94,7 @@ def evaluate(
         **json.loads((out / "environment.json").read_text()),
         "made_with": provenance(),
     }
-    write_json(out / "results.json", summary)
+    write_json(out / "results.json", {EPOCH: summary})
     return summary
 
 

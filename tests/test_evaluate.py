@@ -240,7 +240,7 @@ def test_workers_and_batches_change_nothing(uninterrupted: Path, tmp_path: Path)
 
 
 def test_results_hold_calvin_s_figures_and_where_they_come_from(uninterrupted: Path) -> None:
-    results = json.loads((uninterrupted / "results.json").read_text())
+    results = json.loads((uninterrupted / "results.json").read_text())["0"]
     solved = [line["solved"] for line in lines(uninterrupted)]
     assert results["avg_seq_len"] == pytest.approx(np.mean(solved))
     assert results["chain_sr"] == {str(k): np.mean([n >= k for n in solved]) for k in range(1, 6)}
@@ -270,7 +270,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(uninterrupted: Path, tmp
     results = evaluate(BLIND, EXPERT, tmp_path, EvaluateSettings(chains=6), workers=2)
     assert chains_file.read_text().startswith(finished)
     assert lines(tmp_path) == lines(uninterrupted)
-    assert results["chain_sr"] == json.loads((uninterrupted / "results.json").read_text())["chain_sr"]
+    assert results["chain_sr"] == json.loads((uninterrupted / "results.json").read_text())["0"]["chain_sr"]
 
 
 def test_more_chains_can_be_added_later(uninterrupted: Path, tmp_path: Path) -> None:

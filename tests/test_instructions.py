@@ -65,3 +65,9 @@ def test_no_sentence_is_somebody_else_s(reference: Path) -> None:
     drawn = json.loads((reference / "lang_annotation_cache.json").read_text())
     others = {sentence.lower().strip(" .") for some in (*theirs, *drawn) for sentence in some}
     assert [sentence for _, _, sentence in ALL if sentence in others] == []
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_the_benchmark_s_sentence_uses_words_that_its_own_task_was_trained_with(task: str) -> None:
+    own = {word for sentence in sentences(task, "training") for word in re.findall(r"\w+", sentence)}
+    assert set(re.findall(r"\w+", sentences(task, "validation")[0])) <= own

@@ -8,6 +8,8 @@ from calvin_eval.experts.motion import CLOSE, FRONT_YAW, OPEN, Goal, from_above
 from calvin_eval.experts.state import Block, State
 
 TABLE_TOP = 0.44
+YAW_SLACK = 0.25
+"""Yaw error (rad) with which the fingers still close: they turn the block into line."""
 YAW_RANGE = (-0.6, 3.8)
 """Tool yaws (rad) that the wrist reaches over the whole table."""
 CABINET_LEAN = np.array([0.0, 0.5])
@@ -93,7 +95,7 @@ def grasp(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0))
     offset = target - state.tool
     deep = -0.014 < offset[2] < 0.008
     along, across = state.in_tool_axes(offset[:2])  # closing fingers centre the block along their own direction
-    there = deep and abs(along) < 0.016 and abs(across) < 0.008 and abs(yaw - state.yaw) < 0.12
+    there = deep and abs(along) < 0.018 and abs(across) < 0.010 and abs(yaw - state.yaw) < YAW_SLACK
     if there or (deep and state.straddles(block) and state.width < 0.07):
         return Goal(target, yaw, CLOSE, lean)
     return from_above(state, target, yaw, OPEN, lean=lean)

@@ -119,7 +119,7 @@ def from_above(
         lean: tool lean (2,) to arrive with.
         tolerance: horizontal error (m) at which the tool may be all the way down.
     """
-    error = float(np.hypot(*(target[:2] - state.tool[:2]))) + 0.12 * max(0.0, abs(yaw - state.yaw) - 0.1)
+    error = float(np.hypot(*(target[:2] - state.tool[:2]))) + 0.12 * max(0.0, abs(yaw - state.yaw) - 0.22)
     height = target[2] + min(clearance, 3.0 * max(0.0, error - tolerance))
     below = height - state.tool[2]
     aside = abs(target[0] - state.tool[0])

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from rich.console import Console
 
 from calvin_eval.collect import CollectSettings, collect
 from calvin_eval.demonstrations import EpisodeSettings
 from calvin_eval.evaluate import EvaluateSettings
-from calvin_eval.files import write_json
+from calvin_eval.files import write_json, write_text
 from calvin_eval.report import print_table, write_report
 from roboflamingo.cli import evaluate as evaluate_verb
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
@@ -102,6 +103,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     """The loop: rounds of collecting and training, then evaluation and report. Finished parts are not repeated."""
     console, started = Console(), time.time()
     folder = Path(config.run)
+    write_text(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False))
     data: dict[str, float] = {}
     policy: Path | None = None
     for number, step in enumerate(config.rounds):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from calvin_eval.evaluate import EPOCH
 from calvin_eval.report import print_table, write_report
 from roboflamingo.cli.arguments import parse, shown_without_traceback, verb_parser
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
                 raise FileNotFoundError(
                     f"{folder} holds no results.json; run `roboflamingo evaluate --out {folder}` first"
                 )
-            evaluations[folder.name] = json.loads((folder / "results.json").read_text())
+            evaluations[folder.name] = json.loads((folder / "results.json").read_text())[EPOCH]
             videos += sorted((folder / "videos").glob("*.mp4"))
         out = Path(options.out)
         metrics = Path(options.metrics) if options.metrics else None
