@@ -25,7 +25,6 @@ def test_the_folder_has_calvins_name_and_files(data):
         for name in (
             "ep_start_end_ids.npy",
             "ep_lens.npy",
-            "scene_info.npy",
             "statistics.yaml",
             ".hydra/merged_config.yaml",
         ):
