@@ -6,8 +6,8 @@ import pytest
 import torch
 from open_clip.transformer import VisionTransformer
 from open_flamingo.src import helpers
-from policies import SENTENCES, small_config, small_policy
 
+from policies import SENTENCES, small_config, small_policy
 from roboflamingo.backbone.attention import GatedCrossAttentionBlock, PerceiverResampler
 from roboflamingo.backbone.language import END, IMAGE, UNKNOWN, Instructions, word_tokenizer, words_of
 from roboflamingo.backbone.vision import VisionConfig, VisionEncoder

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import yaml
-from policies import a_batch, small_policy
 from safetensors.torch import load_file, save_file
 
+from policies import a_batch, small_policy
 from roboflamingo.checkpoint import load_policy, save_policy
 
 

@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from synthetic import write_dataset
 
 from roboflamingo.cli.main import VERBS, main
 from runs import metrics, tiny_run, write_yaml
+from synthetic import write_dataset
 
 
 def run_cli(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from policies import SENTENCES, small_policy
 
 from calvin_eval.protocol import Observation
+from policies import SENTENCES, small_policy
 from roboflamingo.control import PolicyController
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import TASKS, write_frame, write_split
 
 from roboflamingo.data.annotations import DataError, load_plain_dict, read_segments
 from roboflamingo.data.frames import PackSettings
@@ -24,6 +23,7 @@ from roboflamingo.data.packing import pack
 from roboflamingo.data.sampling import BatchNumbers, WindowStream, held_out_numbers
 from roboflamingo.data.split import read_split
 from roboflamingo.data.windows import Windows, to_tensors
+from synthetic import TASKS, write_frame, write_split
 
 SETTINGS = PackSettings(static_size=20, gripper_size=12)
 

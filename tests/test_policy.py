@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from policies import SENTENCES, a_batch, small_config, small_policy
 
+from policies import SENTENCES, a_batch, small_config, small_policy
 from roboflamingo.heads import HEADS, HeadConfig, build_head
 from roboflamingo.inputs import AUXILIARY_SIZE, STATE_SIZES, auxiliary_targets, random_shift, state_vector
 from roboflamingo.policy import RoboFlamingo

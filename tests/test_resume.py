@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from synthetic import write_dataset
 
 from roboflamingo.training.checkpoint import load_state
 from roboflamingo.training.config import OptimizerConfig, TrainConfig
 from roboflamingo.training.train import TrainingStopped, train
 from runs import metrics, tiny_run, without_clocks, write_yaml
+from synthetic import write_dataset
 
 QUIET = Console(quiet=True)
 STEPS = 150

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from synthetic import write_dataset
 from torch import nn
 
 from roboflamingo.checkpoint import load_policy
@@ -28,6 +27,7 @@ from roboflamingo.training.module import weight_decay_groups
 from roboflamingo.training.progress import Progress, learning_rate
 from roboflamingo.training.train import train
 from runs import losses, metrics, tiny_policy, tiny_run, write_yaml
+from synthetic import write_dataset
 
 QUIET = Console(quiet=True)
 
