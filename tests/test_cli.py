@@ -137,3 +137,11 @@ def test_info_names_a_folder_it_does_not_know(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit):
         main(["info", str(tmp_path)])
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_yes_or_no_key_is_a_switch(capsys: pytest.CaptureFixture[str]) -> None:
+    from roboflamingo.cli.arguments import parse_config
+    from roboflamingo.cli.collect import CollectConfig
+
+    for words, check in ((["--check"], True), (["--check", "--starts", "3"], True), (["--check", "false"], False)):
+        assert parse_config(CollectConfig, "collect", words, summary="", examples="").check is check

@@ -64,13 +64,23 @@ def parse_config(
     parser = verb_parser(verb, summary, examples)
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of the keys below")
     parser.add_class_arguments(config_class)
-    values = parse(parser, arguments)
+    values = parse(parser, _with_switches(config_class, arguments))
     names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
     try:
         built = parser.instantiate_classes(values)
         return config_class(**{name: built[name] for name in names})
     except ValueError as error:
         fail(parser.prog, str(error), code=2)
+
+
+def _with_switches(config_class: type, arguments: Sequence[str]) -> list[str]:
+    """The arguments with `true` after a bare `--key` of a yes-or-no field."""
+    switches = {f"--{field.name}" for field in dataclasses.fields(config_class) if field.type in (bool, "bool")}
+    following = [*arguments[1:], "--"]
+    return [
+        f"{word}=true" if word in switches and after.startswith("-") else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
 
 
 @contextmanager
