@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +192,22 @@ def test_the_fast_renderer_sees_the_silhouettes_that_the_judge_sees(scene):
     overlap = {kind: both[kind] / either[kind] for kind in either}
     assert all(overlap["static", body] >= 0.94 for body in ("robot", "table", "block")), overlap
     assert overlap["gripper", "table"] >= 0.94 and overlap["gripper", "robot"] >= 0.85, overlap
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_drawing_ever_new_poses_keeps_no_memory_of_them():
+    def resident_pages():
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    rng = np.random.default_rng(0)
+    with PlayTable("D") as world:
+        world.reset(None, a_state())
+        for step in range(900):
+            if step == 300:
+                before = resident_pages()
+            world.step(np.append(rng.uniform(-1, 1, 6), 1))
+        grown = (resident_pages() - before) * resource.getpagesize() / 1e6
+    assert grown < 6, f"{grown:.1f} MB in 600 steps"  # a cache by pose grows by 24
 
 
 def test_lights_are_seen():
