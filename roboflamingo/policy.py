@@ -25,10 +25,14 @@ class PolicyConfig:
     """A policy.
 
     Attributes:
-        backbone, head: its parts.
-        window: T, frames that the head sees. chunk: K, actions predicted at each.
-        static_size, gripper_size: edges (pixels) of the images it is shown.
-        static_shift, gripper_shift: random shift (pixels) of training images.
+        backbone: the vision-language model.
+        head: what predicts actions from its output.
+        window: T, frames that the head sees.
+        chunk: K, actions predicted at each frame.
+        static_size: edge (pixels) of the static camera's image as the policy is shown it.
+        gripper_size: the same of the gripper camera's.
+        static_shift: largest random shift (pixels) of training images.
+        gripper_shift: the same of the gripper camera's.
         state: what of robot_obs the head reads: none; pose (tool pose and opening); full (also joints and the
             last gripper command).
         auxiliary_weight: of the loss of a linear layer that predicts the table's and the robot's state from

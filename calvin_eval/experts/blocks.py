@@ -10,8 +10,10 @@ from calvin_eval.experts.grasp import TABLE_TOP
 from calvin_eval.experts.motion import CLOSE, FRONT_YAW, Goal, from_above, home
 from calvin_eval.experts.state import Block, State
 
-SIDE_ROOM, HAND_HALF = 0.075, 0.105
-"""Room (m) that open fingers, and an upright hand, need to either side."""
+SIDE_ROOM = 0.075
+"""Room (m) that open fingers need to either side."""
+HANDLE_ROOM, BEFORE_HANDLE, BEFORE_DOOR = 0.06, -0.03, -0.006
+"""Room (m) that fingers need beside the door's handle, and the y (m) up to which they pass in front of it and the door."""
 DRAWER_FLOOR = 0.3424
 ROTATE_ROOM = 1.35
 """Wrist turn (rad) that a rotation of 60 degrees may need."""
@@ -58,12 +60,31 @@ def push_into_drawer(state: State, block: Block) -> Goal:
     aside = state.tool[0] - block.position[0]
     if abs(state.tool[2] - height) < 0.012 and behind > 0.5 * reach and abs(aside) < 0.02:
         return Goal(np.array([block.position[0], state.tool[1] - 0.05, height]), FRONT_YAW, CLOSE, lean)
-    start = np.array([block.position[0], block.position[1] + reach + 0.02, height])
+    touching = block.position[1] + reach
+    start = np.array([block.position[0], min(touching + 0.02, max(touching, BEFORE_DOOR)), height])
+    if start[1] > BEFORE_HANDLE and abs(start[0] - state.scene.slide_handle(state.slide)[0]) < HANDLE_ROOM:
+        return fixtures.move_slider(state, _handle_way(state, start[0]))
+    if touching > BEFORE_DOOR:  # no room for fingers between block and door
+        return g.grasp(state, block)
     return from_above(state, start, FRONT_YAW, g.idle_gripper(state), lean=lean)
+
+
+def _handle_way(state: State, x: float) -> float:
+    """The direction (+1 left) in which the door's handle leaves room for the fingers at x."""
+    rightmost, leftmost = (state.scene.slide_handle(s)[0] for s in (0.0, state.scene.slide_limit))
+    left_has_room, right_has_room = x - leftmost > HANDLE_ROOM, rightmost - x > HANDLE_ROOM
+    to_the_right = state.scene.slide_handle(state.slide)[0] >= x
+    return -1.0 if right_has_room and (to_the_right or not left_has_room) else 1.0
 
 
 def push_nearest_into_drawer(state: State) -> Goal:
     """Pushes the one block that lies on the table (the nearest to the drawer) into the drawer."""
+    held = state.holding()
+    if held is not None:
+        if g.on_table(held) and held.position[1] > -0.08:  # taken from where there is no room behind it
+            spot = np.array([held.position[0], -0.09, TABLE_TOP])
+            return g.carry(state, held, spot, state.yaw, clearance=0.015, tolerance=0.02)
+        return g.release(state, held)
     centre = np.array([np.mean(state.scene.drawer_interior), -0.18])
     candidates = [b for b in state.blocks.values() if g.on_table(b)] or list(state.blocks.values())
     return push_into_drawer(state, min(candidates, key=lambda b: float(np.hypot(*(b.position[:2] - centre)))))
@@ -95,7 +116,7 @@ def place_in_slider(state: State) -> Goal:
     room = np.array([min([abs(x - other) for other in others], default=1.0) for x in xs])
     x = float(xs[int(np.argmax(np.minimum(room, 0.10) - 0.05 * np.abs(xs - middle)))])
     # Off the middle, door or wall leave no room for an upright hand.
-    tight = min(x - low, high - x) < HAND_HALF
+    tight = min(x - low, high - x) < g.HAND_HALF
     target = np.array([x, 0.065, TABLE_TOP + 0.005])
     return g.carry(state, block, target, FRONT_YAW, clearance=0.12, lean=g.CABINET_LEAN if tight else None)
 

@@ -12,7 +12,11 @@ YAW_SLACK = 0.25
 """Yaw error (rad) with which the fingers still close: they turn the block into line."""
 YAW_RANGE = (-0.6, 3.8)
 """Tool yaws (rad) that the wrist reaches over the whole table."""
-CABINET_LEAN = np.array([0.0, 0.5])
+HAND_HALF = 0.105
+"""Room (m) that the hand needs to either side of the fingers."""
+GRASP_SLACK = 0.012
+"""How far (m) off its centre a block can still be taken."""
+CABINET_LEAN = np.array([0.0, 0.56])
 """Lean that keeps the hand in front of the cabinet's lintel, sides and door."""
 
 
@@ -54,7 +58,7 @@ def grasp_yaw(state: State, block: Block, room: tuple[float, float] = (0.0, 0.0)
     cost = cost + np.array([3.0 * _fingers_blocked(state, block, yaw) for yaw in fitting])
     yaw = float(fitting[int(np.argmin(cost))])
     if in_cabinet(block):
-        yaw = float(np.clip(yaw, FRONT_YAW - 0.5, FRONT_YAW + 0.5))
+        yaw = float(np.clip(yaw, FRONT_YAW - 0.3, FRONT_YAW + 0.3))
     return yaw
 
 
@@ -92,13 +96,24 @@ def grasp(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0))
     yaw = grasp_yaw(state, block, room)
     lean = CABINET_LEAN if in_cabinet(block) else along_heading(front_lean(block.position[1]), yaw)
     target = block.position + np.array([0.0, 0.0, 0.002])
+    if in_cabinet(block):
+        target[:2] += _away_from_the_frame(state, block)
     offset = target - state.tool
-    deep = -0.014 < offset[2] < 0.008
+    deep = -0.016 < offset[2] < 0.010
     along, across = state.in_tool_axes(offset[:2])  # closing fingers centre the block along their own direction
-    there = deep and abs(along) < 0.018 and abs(across) < 0.010 and abs(yaw - state.yaw) < YAW_SLACK
+    there = deep and abs(along) < 0.018 and abs(across) < 0.015 and abs(yaw - state.yaw) < YAW_SLACK
     if there or (deep and state.straddles(block) and state.width < 0.07):
         return Goal(target, yaw, CLOSE, lean)
     return from_above(state, target, yaw, OPEN, lean=lean)
+
+
+def _away_from_the_frame(state: State, block: Block) -> np.ndarray:
+    """How far (2,) from the block's centre to close around it, so that the hand passes door and cabinet sides."""
+    x = block.position[0]
+    edges = (*state.scene.cabinet_opening, *state.scene.slide_span(state.slide))
+    gaps = [x - edge for edge in edges if abs(x - edge) < HAND_HALF]
+    aside = sum(np.sign(gap) * min(GRASP_SLACK, HAND_HALF - abs(gap)) for gap in gaps)
+    return np.array([aside, -GRASP_SLACK])
 
 
 def lift(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0)) -> Goal:

@@ -57,7 +57,7 @@ PLACING = frozenset({"place_in_slider", "place_in_drawer", "stack_block"})
 
 def _wants_held(task: str) -> Callable[[str], bool]:
     """Which held blocks the task can go on with; any other is put down first."""
-    if task in PLACING or task == "unstack_block":
+    if task in PLACING or task in ("unstack_block", "push_into_drawer"):
         return lambda name: True
     if task.startswith(("rotate_", "lift_")):
         colour = task.split("_")[1]

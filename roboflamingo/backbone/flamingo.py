@@ -28,7 +28,10 @@ class ResamplerConfig:
     """Sizes of the resampler.
 
     Attributes:
-        latents: tokens that a camera's image becomes. depth: layers. heads, head_width: of the attention.
+        latents: tokens that a camera's image becomes.
+        depth: layers.
+        heads: of the attention.
+        head_width: of the attention.
         separate: a second resampler of its own for the gripper camera.
     """
 
@@ -44,7 +47,9 @@ class CrossAttentionConfig:
     """Sizes of the gated cross-attention.
 
     Attributes:
-        every: language layers from one to the next. heads, head_width: of the attention.
+        every: language layers from one to the next.
+        heads: of the attention.
+        head_width: of the attention.
         gate: the gates' initial value. Flamingo's 0 suits a pre-trained language model; one that learns from
             nothing learns faster with open gates.
     """
@@ -60,7 +65,10 @@ class BackboneConfig:
     """The vision-language model.
 
     Attributes:
-        vision, language, resampler, cross_attention: its parts.
+        vision: the vision encoder.
+        language: the language model.
+        resampler: what turns an image's tokens into a few.
+        cross_attention: how the text looks at them.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)

@@ -20,7 +20,9 @@ class LanguageConfig:
     """Sizes of the language model.
 
     Attributes:
-        width, layers, heads: of the transformer.
+        width: of the transformer.
+        layers: of the transformer.
+        heads: of the transformer.
         words: the vocabulary of the word-level tokenizer. Training fills it in from its instructions.
         max_tokens: longest instruction, image and end tokens included; longer ones are cut.
     """

@@ -20,7 +20,9 @@ class VisionConfig:
     Attributes:
         image_size: edge (pixels) for which position embeddings exist; other sizes interpolate them.
         patch_size: edge (pixels) of the patch that one token stands for.
-        width, layers, heads: of the transformer.
+        width: of the transformer.
+        layers: of the transformer.
+        heads: of the transformer.
         stem: convolutional layers instead of one patch projection. Trained from scratch in minutes, early
             convolutions learn far faster (Xiao et al. 2021, arXiv 2106.14881); published encoders have none.
     """

@@ -37,7 +37,8 @@ class Round:
     """One round of collecting and training.
 
     Attributes:
-        episodes: demonstrations to collect. minutes: of training.
+        episodes: demonstrations to collect.
+        minutes: of training.
     """
 
     episodes: int
@@ -56,9 +57,11 @@ class DemoConfig:
         tasks_in_a_row: tasks of an episode; fewer mean more different starts among as many frames.
         validation_episodes: held-out episodes, collected with the first round.
         leash: how far (m) the target pose may lead the arm, in demonstrations and evaluation.
-        policy, optimizer: what is trained and how.
+        policy: what is trained.
+        optimizer: how it is trained.
         batch_size: windows in a batch.
-        devices: training processes. precision: of training.
+        devices: training processes.
+        precision: of training.
         chains: official chains to evaluate, closed-loop and open-loop.
         execute: further values of E for the plot of average length against E.
         videos: chains to film.

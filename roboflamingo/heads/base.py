@@ -35,7 +35,9 @@ class HeadConfig:
 
     Attributes:
         kind: its name in the registry: lstm, mlp.
-        hidden: width of its layers. layers: how many (of the LSTM). dropout: between LSTM layers.
+        hidden: width of its layers.
+        layers: how many layers the LSTM has.
+        dropout: between LSTM layers.
         pose_beta: error (action units) below which the pose loss is quadratic (smooth L1).
         gripper_weight: of the gripper's cross-entropy in the loss.
         last_step_only: only the last frame of a window is trained.
