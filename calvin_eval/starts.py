@@ -22,6 +22,8 @@ TABLE_HEIGHT, PLANK_HEIGHT, DRAWER_HEIGHT = 0.4598, 0.4608, 0.3621
 STACK_STEP = 0.0398
 """Height (m) from a block's centre to that of one resting on it: a little under an edge, so that they touch."""
 DRAWER_OPEN, SWITCH_UP = 0.22, 0.088
+DOOR_FRONT = -0.008
+"""Greatest y (m) of a block on the table that does not touch the sliding door."""
 FINGER_ROOM = 0.075
 """Distance (m) from a block's centre to the cabinet's sides or the door that open fingers need."""
 
@@ -207,7 +209,7 @@ def _block_poses(scene: str, places: dict[str, str], drawer: float, rng: np.rand
                     rng.uniform(-0.4, 0.4),
                 ]
             else:
-                poses[name] = _pose_on(geometry, place, drawer, rng)
+                poses[name] = _pose_on(geometry, place, drawer, geometry.block_size(name), rng)
         flat = [p for n, p in poses.items() if not places[n].startswith("on ")]
         gaps = [np.hypot(*(a - b)[:2]) for i, a in enumerate(flat) for b in flat[:i]]
         if min(gaps, default=1.0) > 0.11:
@@ -215,8 +217,13 @@ def _block_poses(scene: str, places: dict[str, str], drawer: float, rng: np.rand
     raise RuntimeError(f"scene {scene}: no room for blocks at {places} after 1000 draws")
 
 
-def _pose_on(geometry: SceneGeometry, place: str, drawer: float, rng: np.random.Generator) -> np.ndarray:
-    """A pose (6,) on the table top (as "base" of a stack clear of the door's handle), on the plank or in the drawer."""
+def _pose_on(
+    geometry: SceneGeometry, place: str, drawer: float, size: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """A pose (6,) for a block of this size (3,) on the plank, in the drawer or on the table top.
+
+    As "base" of a stack it lies on the table clear of the door's handle.
+    """
     if place == "drawer":
         low_x, high_x = geometry.drawer_interior
         x, y = rng.uniform(low_x + 0.05, high_x - 0.05), rng.uniform(-0.10, -0.02) - drawer
@@ -227,9 +234,11 @@ def _pose_on(geometry: SceneGeometry, place: str, drawer: float, rng: np.random.
         return np.array([rng.uniform(low[0], high[0]), rng.uniform(low[1], high[1]), PLANK_HEIGHT, 0, 0, yaw])
     low, high = geometry.surfaces["table"]
     while True:
-        position = rng.uniform(low[:2], high[:2])
-        if np.hypot(*(position - geometry.button[:2])) > 0.09 and (place != "base" or position[1] < -0.08):
-            return np.array([*position, TABLE_HEIGHT, 0, 0, rng.uniform(-np.pi, np.pi)])
+        position, yaw = rng.uniform(low[:2], high[:2]), rng.uniform(-np.pi, np.pi)
+        back = position[1] + 0.5 * (size[0] * abs(np.sin(yaw)) + size[1] * abs(np.cos(yaw)))
+        clear = np.hypot(*(position - geometry.button[:2])) > 0.09 and back < DOOR_FRONT
+        if clear and (place != "base" or position[1] < -0.08):
+            return np.array([*position, TABLE_HEIGHT, 0, 0, yaw])
 
 
 def start_for(task: str, scene: str, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:

@@ -13,7 +13,7 @@ from calvin_eval.experts.state import Block, State
 SIDE_ROOM = 0.075
 """Room (m) that open fingers need to either side."""
 HANDLE_ROOM, BEFORE_HANDLE, BEFORE_DOOR = 0.06, -0.03, -0.006
-"""Room (m) that fingers need beside the door's handle, and the y (m) up to which they pass in front of it and the door."""
+"""Room (m) that fingers need beside the door's handle; y (m) up to which they pass before the handle, and the door."""
 DRAWER_FLOOR = 0.3424
 ROTATE_ROOM = 1.35
 """Wrist turn (rad) that a rotation of 60 degrees may need."""
@@ -110,15 +110,19 @@ def place_in_slider(state: State) -> Goal:
     if _door_between(state):
         return fixtures.move_slider(state, _door_way(state))
     low, high = _free_part(state)
-    middle = 0.5 * (low + high)
-    xs = np.linspace(min(low + SIDE_ROOM, middle), max(high - SIDE_ROOM, middle), 7)
-    others = [o.position[0] for o in state.others(block) if g.in_cabinet(o)]
-    room = np.array([min([abs(x - other) for other in others], default=1.0) for x in xs])
-    x = float(xs[int(np.argmax(np.minimum(room, 0.10) - 0.05 * np.abs(xs - middle)))])
+    x = _freest(low, high, [o for o in state.others(block) if g.in_cabinet(o)])
     # Off the middle, door or wall leave no room for an upright hand.
     tight = min(x - low, high - x) < g.HAND_HALF
     target = np.array([x, 0.065, TABLE_TOP + 0.005])
     return g.carry(state, block, target, FRONT_YAW, clearance=0.12, lean=g.CABINET_LEAN if tight else None)
+
+
+def _freest(low: float, high: float, others: list[Block]) -> float:
+    """The x between two walls that is far from other blocks and near the middle."""
+    middle = 0.5 * (low + high)
+    xs = np.linspace(min(low + SIDE_ROOM, middle), max(high - SIDE_ROOM, middle), 7)
+    room = np.array([min([abs(x - other.position[0]) for other in others], default=1.0) for x in xs])
+    return float(xs[int(np.argmax(np.minimum(room, 0.10) - 0.05 * np.abs(xs - middle)))])
 
 
 def _free_part(state: State) -> tuple[float, float]:
@@ -146,8 +150,8 @@ def place_in_drawer(state: State) -> Goal:
         if g.in_drawer(block):
             return _withdraw(state)
         return g.grasp(state, block)
-    inner_x = np.mean(state.scene.drawer_interior)
-    target = np.array([inner_x, -0.06 - state.drawer, DRAWER_FLOOR + 0.005])
+    x = _freest(*state.scene.drawer_interior, [o for o in state.others(block) if g.in_drawer(o)])
+    target = np.array([x, -0.06 - state.drawer, DRAWER_FLOOR + 0.005])
     return g.carry(state, block, target, FRONT_YAW, clearance=0.14, tolerance=0.03)
 
 
@@ -184,10 +188,16 @@ def _carried(state: State) -> Block:
 
 
 def _support(state: State, block: Block) -> Block:
-    """The block to stack on: the nearest on the table, else the nearest anywhere."""
+    """The block to stack on: the nearest on the table, best not under the door's handle; else the nearest anywhere."""
     others = state.others(block)
+    handle_x = state.scene.slide_handle(state.slide)[0]
     candidates = [other for other in others if g.on_table(other)] or others
-    return min(candidates, key=lambda other: float(np.hypot(*(other.position - block.position)[:2])))
+
+    def cost(other: Block) -> float:
+        under_handle = other.position[1] > -0.08 and abs(other.position[0] - handle_x) < 0.11
+        return float(np.hypot(*(other.position - block.position)[:2])) + under_handle
+
+    return min(candidates, key=cost)
 
 
 def _rests_on(upper: Block, lower: Block) -> bool:

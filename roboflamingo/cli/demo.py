@@ -55,13 +55,14 @@ class DemoConfig:
         rounds: the first collects with the demonstrators alone; in each further one (DAgger) the policy acts
             first, and training goes on from its weights with all data.
         tasks_in_a_row: tasks of an episode; fewer mean more different starts among as many frames.
+        max_steps: control steps that a demonstrator has for a task.
         validation_episodes: held-out episodes, collected with the first round.
         leash: how far (m) the target pose may lead the arm, in demonstrations and evaluation.
         policy: what is trained.
         optimizer: how it is trained.
         batch_size: windows in a batch.
         devices: training processes.
-        precision: of training.
+        precision: of training; auto is bf16 where the processor computes in it.
         chains: official chains to evaluate, closed-loop and open-loop.
         execute: further values of E for the plot of average length against E.
         videos: chains to film.
@@ -71,15 +72,16 @@ class DemoConfig:
 
     run: str = "runs/demo"
     scene: Literal["A", "B", "C", "D"] = "D"
-    rounds: list[Round] = field(default_factory=lambda: [Round(500, 11.0)])
+    rounds: list[Round] = field(default_factory=lambda: [Round(800, 14.0)])
     tasks_in_a_row: int = 3
+    max_steps: int = 100
     validation_episodes: int = 30
     leash: float = 0.05
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(ema=0.999))
     batch_size: int = 32
     devices: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
     chains: int = 100
     execute: list[int] = field(default_factory=lambda: [4])
     videos: int = 4
@@ -150,7 +152,7 @@ def _collect(config: DemoConfig, number: int, step: Round, policy: Path | None) 
         episodes=step.episodes,
         validation_episodes=config.validation_episodes if number == 0 else 2,
         seed=config.seed + number,
-        episode=EpisodeSettings(tasks=config.tasks_in_a_row, leash=config.leash),
+        episode=EpisodeSettings(tasks=config.tasks_in_a_row, max_steps=config.max_steps, leash=config.leash),
     )
     maker = None if policy is None else partial(make_policy, str(policy), 4)
     return collect(

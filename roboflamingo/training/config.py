@@ -82,7 +82,7 @@ class TrainConfig:
         max_minutes: minutes to train for, validation and saving included, packing not.
         batch_size: windows that a process draws at once.
         accumulate: batches whose gradients make one optimizer step.
-        precision: fp32, or bf16 (mixed: weights stay fp32).
+        precision: fp32, or bf16 (mixed: weights stay fp32); auto is bf16 where the processor computes in it.
         seed: of initial weights, order of windows, augmentation and dropout.
         accelerator: cpu or cuda; auto takes what is there.
         devices: processes on each machine, one a device.
@@ -104,7 +104,7 @@ class TrainConfig:
     max_minutes: float | None = None
     batch_size: int = 32
     accumulate: int = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     seed: int = 0
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1

@@ -65,6 +65,8 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
         config = replace(config, policy=read_config(Path(config.start_from) / CONFIG))
     training, held_out = open_windows(config, console)
     config = replace(config, policy=config.policy.with_words(training.instructions))
+    if config.precision == "auto":
+        config = replace(config, precision="bf16" if _computes_in_bf16(config.accelerator) else "fp32")
     saved = load_state(run / "last.ckpt")
     if saved is not None:
         check_same_config(config, run / "config.yaml")
@@ -91,6 +93,14 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
         raise stopped
     console.print(f"trained {run / 'policy'}", soft_wrap=True)
     return run / "policy"
+
+
+def _computes_in_bf16(accelerator: str) -> bool:
+    """Whether bf16 has arithmetic of its own here; emulated, it would be slower than fp32."""
+    if accelerator != "cpu" and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capabilities = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    return any(supported() for supported in capabilities if supported is not None)
 
 
 def _trainer(config: TrainConfig, session: Session) -> Trainer:
