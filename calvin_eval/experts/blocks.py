@@ -23,7 +23,7 @@ def rotate(state: State, block: Block, direction: float) -> Goal:
     """Turns the block on the table; direction is +1 for left (counter-clockwise), -1 for right."""
     room = (ROTATE_ROOM, 0.0) if direction < 0 else (0.0, ROTATE_ROOM)
     if not state.held(block):
-        return g.grasp(state, block, room=room)
+        return g.grasp(state, block, room=room, off_centre=0.010)  # held further out, it tilts
     # Servo the block's own height: a block that floats by millimetres loses the contact that the oracle asks for.
     height = state.tool[2] + (TABLE_TOP + 0.019 - block.position[2])
     return Goal(np.array([state.tool[0], state.tool[1], height]), state.yaw + 0.12 * direction, CLOSE, state.lean)
@@ -42,7 +42,7 @@ def push(state: State, block: Block, direction: float) -> Goal:
         ahead = direction * 0.05
         return Goal(np.array([state.tool[0] + ahead, block.position[1], height]), FRONT_YAW, CLOSE, lean)
     start = np.array([block.position[0] - direction * (reach + 0.025), block.position[1], height])
-    return from_above(state, start, FRONT_YAW, g.idle_gripper(state), lean=lean)
+    return from_above(state, start, FRONT_YAW, g.idle_gripper(state), lean=lean, slack=(0.015, 0.018))
 
 
 def push_into_drawer(state: State, block: Block) -> Goal:

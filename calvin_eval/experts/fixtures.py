@@ -37,7 +37,7 @@ def open_drawer(state: State) -> Goal:
     inside = abs(state.tool[0] - gap[0]) < 0.06 and bar[1] < state.tool[1] < bar[1] + 0.06 and state.tool[2] < 0.385
     if inside:
         return Goal(np.array([gap[0], state.tool[1] - AHEAD, 0.362]), FRONT_YAW, CLOSE)
-    return from_above(state, gap, FRONT_YAW, idle_gripper(state), clearance=OVER_BUTTON)
+    return from_above(state, gap, FRONT_YAW, idle_gripper(state), clearance=OVER_BUTTON, slack=(0.04, 0.012))
 
 
 def close_drawer(state: State) -> Goal:
@@ -47,7 +47,7 @@ def close_drawer(state: State) -> Goal:
     before = bar[1] - state.tool[1]
     if abs(state.tool[0] - bar[0]) < 0.06 and before > 0.01 and state.tool[2] < 0.385:
         return Goal(np.array([bar[0], state.tool[1] + AHEAD, 0.362]), FRONT_YAW, CLOSE)
-    return from_above(state, start, FRONT_YAW, idle_gripper(state), clearance=OVER_BUTTON)
+    return from_above(state, start, FRONT_YAW, idle_gripper(state), clearance=OVER_BUTTON, slack=(0.04, 0.018))
 
 
 def press_button(state: State) -> Goal:
@@ -55,7 +55,7 @@ def press_button(state: State) -> Goal:
     x, y = state.scene.button[:2]
     if state.button > 0.0105:
         return Goal(np.array([x, y, 0.55]), FRONT_YAW, CLOSE)
-    return from_above(state, np.array([x, y, 0.448]), FRONT_YAW, idle_gripper(state))
+    return from_above(state, np.array([x, y, 0.448]), FRONT_YAW, idle_gripper(state), slack=(0.015, 0.015))
 
 
 def switch_up(state: State) -> Goal:
@@ -65,7 +65,7 @@ def switch_up(state: State) -> Goal:
     near = abs(state.tool[0] - x) < 0.05 and abs(state.tool[1] - below[1]) < 0.03 and state.tool[2] < z + 0.02
     if near and state.tool[1] > y - 0.05:
         return Goal(state.tool + np.array([0.5 * (x - state.tool[0]), 0.5 * AHEAD, 0.87 * AHEAD]), FRONT_YAW, CLOSE)
-    return from_front(state, below, FRONT_YAW, idle_gripper(state))
+    return from_front(state, below, FRONT_YAW, idle_gripper(state), slack=(0.03, 0.015))
 
 
 def switch_down(state: State) -> Goal:
@@ -75,4 +75,4 @@ def switch_down(state: State) -> Goal:
     over = abs(state.tool[0] - x) < 0.045 and abs(state.tool[1] - y) < 0.02
     if over and state.tool[2] > z + 0.01:
         return Goal(np.array([x, y, state.tool[2] - AHEAD]), FRONT_YAW, CLOSE)
-    return from_above(state, above, FRONT_YAW, idle_gripper(state), clearance=0.05)
+    return from_above(state, above, FRONT_YAW, idle_gripper(state), clearance=0.05, slack=(0.03, 0.015))

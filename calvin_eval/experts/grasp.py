@@ -16,6 +16,8 @@ HAND_HALF = 0.105
 """Room (m) that the hand needs to either side of the fingers."""
 GRASP_SLACK = 0.012
 """How far (m) off its centre a block can still be taken."""
+PASSING = 0.012
+"""Error (m) along the fingers' opening with which open fingers pass a block on both sides."""
 CABINET_LEAN = np.array([0.0, 0.56])
 """Lean that keeps the hand in front of the cabinet's lintel, sides and door."""
 
@@ -91,8 +93,8 @@ def let_go(state: State) -> Goal:
     return Goal(state.tool + np.array([0.0, 0.0, 0.02]), state.yaw, OPEN, state.lean)
 
 
-def grasp(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0)) -> Goal:
-    """Heads for the block with open fingers and closes them around it."""
+def grasp(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0), off_centre: float = 0.015) -> Goal:
+    """Heads for the block with open fingers and closes them around it, at most `off_centre` metres off its middle."""
     yaw = grasp_yaw(state, block, room)
     lean = CABINET_LEAN if in_cabinet(block) else along_heading(front_lean(block.position[1]), yaw)
     target = block.position + np.array([0.0, 0.0, 0.002])
@@ -101,10 +103,10 @@ def grasp(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0))
     offset = target - state.tool
     deep = -0.016 < offset[2] < 0.010
     along, across = state.in_tool_axes(offset[:2])  # closing fingers centre the block along their own direction
-    there = deep and abs(along) < 0.018 and abs(across) < 0.015 and abs(yaw - state.yaw) < YAW_SLACK
+    there = deep and abs(along) < 0.018 and abs(across) < off_centre and abs(yaw - state.yaw) < YAW_SLACK
     if there or (deep and state.straddles(block) and state.width < 0.07):
         return Goal(target, yaw, CLOSE, lean)
-    return from_above(state, target, yaw, OPEN, lean=lean)
+    return from_above(state, target, yaw, OPEN, lean=lean, slack=(PASSING, off_centre + 0.003), across_fingers=True)
 
 
 def _away_from_the_frame(state: State, block: Block) -> np.ndarray:
@@ -130,7 +132,7 @@ def carry(
     yaw: float,
     *,
     clearance: float,
-    tolerance: float = 0.012,
+    tolerance: float = 0.02,
     lean: np.ndarray | None = None,
 ) -> Goal:
     """Moves the held block above the target and lets go of it there.
@@ -145,11 +147,17 @@ def carry(
         lean: tool lean to arrive with; None for the one that levels the block.
     """
     error = target + [0.0, 0.0, block.half_height] - block.position
-    if np.hypot(error[0], error[1]) < tolerance and abs(error[2]) < 0.008:
+    if np.hypot(error[0], error[1]) < tolerance and abs(error[2]) < max(0.008, 0.6 * tolerance):
         return let_go(state)
+    cone = max(0.012, 0.8 * tolerance)
+    lean = level_lean(state, block) if lean is None else lean
+    return from_above(state, state.tool + error, yaw, CLOSE, clearance=clearance, lean=lean, slack=(cone, cone))
+
+
+def level_lean(state: State, block: Block) -> np.ndarray:
+    """The lean (2,) that levels the held block."""
     level = state.lean + block.up
-    level *= min(1.0, 0.6 / max(1e-9, float(np.hypot(*level))))
-    return from_above(state, state.tool + error, yaw, CLOSE, clearance=clearance, lean=level if lean is None else lean)
+    return level * min(1.0, 0.6 / max(1e-9, float(np.hypot(*level))))
 
 
 def free_spot(state: State, block: Block) -> np.ndarray:

@@ -106,9 +106,13 @@ def from_above(
     *,
     clearance: float = 0.10,
     lean: np.ndarray | None = None,
-    tolerance: float = 0.012,
+    slack: tuple[float, float] = (0.012, 0.012),
+    across_fingers: bool = False,
 ) -> Goal:
     """Heads for the target, arriving from above inside a cone.
+
+    The cone's foot is as wide as the task allows: who imitates this from images sees errors of a centimetre, and
+    would hover for ever above a narrower one.
 
     Args:
         state: the present state.
@@ -117,10 +121,12 @@ def from_above(
         gripper: command on the way.
         clearance: height (m) above the target at which the tool crosses over.
         lean: tool lean (2,) to arrive with.
-        tolerance: horizontal error (m) at which the tool may be all the way down.
+        slack: errors (m) along x and y with which the tool may be all the way down.
+        across_fingers: slack counts along the fingers' opening direction and across it instead.
     """
-    error = float(np.hypot(*(target[:2] - state.tool[:2]))) + 0.12 * max(0.0, abs(yaw - state.yaw) - 0.22)
-    height = target[2] + min(clearance, 3.0 * max(0.0, error - tolerance))
+    offset = target[:2] - state.tool[:2]
+    error = float(np.hypot(*np.maximum(0.0, np.abs(state.in_tool_axes(offset) if across_fingers else offset) - slack)))
+    height = target[2] + min(clearance, 3.0 * error + 0.36 * max(0.0, abs(yaw - state.yaw) - 0.22))
     below = height - state.tool[2]
     aside = abs(target[0] - state.tool[0])
     y = min(target[1], max(CLEAR_OF_HANDLE, target[1] - 3.0 * max(0.0, aside - 0.03)))
@@ -140,15 +146,16 @@ def from_front(
     gripper: float,
     *,
     retreat: float = 0.09,
-    tolerance: float = 0.015,
+    slack: tuple[float, float] = (0.015, 0.02),
 ) -> Goal:
     """Heads for a target on the cabinet's front, arriving along +y: aside first, then in.
 
     While x or z is off, the tool backs off to `retreat` metres in front of the target; sideways motion waits
-    until it is out, and at table height until it is above the blocks.
+    until it is out, and at table height until it is above the blocks. `slack` are the errors (m) along x and z with
+    which the tool may be all the way in.
     """
-    error = float(np.hypot(target[0] - state.tool[0], target[2] - state.tool[2]))
-    y = target[1] - min(retreat, 3.0 * max(0.0, error - tolerance))
+    offset = np.abs(target - state.tool)[[0, 2]]
+    y = target[1] - min(retreat, 3.0 * float(np.hypot(*np.maximum(0.0, offset - slack))))
     beyond = state.tool[1] - y
     waypoint = np.array([target[0], y, target[2]])
     factor = float(np.clip(1.0 - (beyond - 0.01) / 0.03, 0.0, 1.0))
