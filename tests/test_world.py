@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from calvin_eval.world.__main__ import main, tcp_errors
 from calvin_eval.world.cameras import CameraSizes
 from calvin_eval.world.playtable import PlayTable
 from calvin_eval.world.scenes import RESTING_ROBOT_OBS, scene_geometry
+from calvin_eval.world.silhouettes import silhouette_overlap
 
 STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
 
@@ -172,26 +172,17 @@ def test_images_have_calvins_sizes_unless_asked_otherwise_and_can_be_left_out():
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_the_fast_renderer_sees_the_silhouettes_that_the_judge_sees(scene):
-    """Over a few states, what both see of a body, by what either sees; thin fingers at 84 pixels agree less."""
-    both, either = Counter(), Counter()
-    with PlayTable(scene) as fast, PlayTable(scene, renderer="tinyrenderer") as judge:
-        for seed in range(3):
-            rng = np.random.default_rng(seed)
-            state = random_scene_obs(scene, rng)
-            for table in (fast, judge):
-                table.reset(None, state, render=False)
-            for action in rng.uniform(-1, 1, (12, 6)):
-                for table in (fast, judge):
-                    table.step(np.append(action, 1), render=False)
-            views = zip(("static", "gripper"), fast._renderer.masks(), judge._renderer.masks(), strict=True)
-            for camera, ours, theirs in views:
-                for body in ("robot", "table", "block_red", "block_blue", "block_pink"):
-                    kind = camera, body.split("_")[0]
-                    both[kind] += (ours[body] & theirs[body]).sum()
-                    either[kind] += (ours[body] | theirs[body]).sum()
-    overlap = {kind: both[kind] / either[kind] for kind in either}
-    assert all(overlap["static", body] >= 0.94 for body in ("robot", "table", "block")), overlap
-    assert overlap["gripper", "table"] >= 0.94 and overlap["gripper", "robot"] >= 0.85, overlap
+    """A few states only; `python -m calvin_eval.world silhouettes` compares more, and finds more."""
+    overlap = silhouette_overlap(scene, states=4)
+    assert len(overlap) == 6 and min(overlap.values()) >= 0.935, overlap
+
+
+def test_masks_leave_the_picture_as_it_was():
+    with PlayTable("D") as world:
+        world.reset(None, a_state())
+        before = world.observe().rgb_static
+        world.masks()
+        np.testing.assert_array_equal(world.observe().rgb_static, before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

