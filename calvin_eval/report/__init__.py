@@ -29,7 +29,8 @@ def write_report(
     """Writes the report.
 
     Args:
-        path: where the HTML goes. Plots are in it; videos stay beside it and are linked.
+        path: where the HTML goes. Plots are in it, and beside it as `plots/*.svg` for use elsewhere; videos stay
+            beside it and are linked.
         title: its headline.
         evaluations: results (see `calvin_eval.evaluate.evaluate`) by label.
         metrics: metrics.jsonl of the training, if there was one.
@@ -43,6 +44,12 @@ def write_report(
     if not evaluations:
         raise ValueError("a report needs at least one evaluation")
     lines = read_metrics(metrics) if metrics is not None else []
+    drawings = {
+        "curves": plots.learning_curves(lines) if lines else None,
+        "rates": plots.success_rates(evaluations),
+        "execute": plots.length_against_execute(evaluations),
+        "tasks": plots.per_task(evaluations),
+    }
     first = next(iter(evaluations.values()))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -54,15 +61,15 @@ def write_report(
         title=title,
         rows=[_row(label, results) for label, results in evaluations.items()],
         notes=notes,
-        curves=plots.learning_curves(lines) if lines else None,
-        rates=plots.success_rates(evaluations),
-        execute=plots.length_against_execute(evaluations),
-        tasks=plots.per_task(evaluations),
+        **drawings,
         videos=[os.path.relpath(video, path.parent) for video in videos],
         recipe=recipe,
         provenance={"renderer": first["renderer"], "seed": first["settings"]["seed"], **first["made_with"]},
     )
     write_text(path, page)
+    for name, drawing in drawings.items():
+        if drawing is not None:
+            write_text(path.parent / "plots" / f"{name}.svg", drawing)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
