@@ -46,7 +46,12 @@ def test_the_page_holds_numbers_plots_videos_and_recipe(tmp_path, evaluations):
     text = page.read_text()
     assert text.count("<svg") == 4  # curves, rates, length against E, tasks
     assert "A title" in text and "policy: {window: 1}" in text and 'src="v/a.mp4"' in text
-    assert {p.name for p in (tmp_path / "out/plots").iterdir()} == {"curves.svg", "rates.svg", "execute.svg", "tasks.svg"}
+    assert {p.name for p in (tmp_path / "out/plots").iterdir()} == {
+        "curves.svg",
+        "rates.svg",
+        "execute.svg",
+        "tasks.svg",
+    }
     assert "2.25" in text and "panda3d-tinydisplay" in text and "abc" in text
 
 

@@ -100,7 +100,7 @@ def test_states_of_the_wrong_length_are_refused(world):
 def test_the_button_toggles_its_light_once_a_press(world):
     world.reset(None, np.concatenate([np.zeros(6), a_state()[6:]]), render=False)
     joint = world.table.joints[2]
-    import pybullet
+    from calvin_eval.world.bullet import pybullet
 
     lit = []
     for depth in (0.0, 0.015, 0.015, 0.0, 0.015):
@@ -114,7 +114,7 @@ def test_a_lit_bulb_with_the_lever_down_goes_out_only_after_up_and_down(world):
     scene_obs = a_state()
     scene_obs[:6] = [0, 0, 0, 0, 1, 0]
     world.reset(None, scene_obs, render=False)
-    import pybullet
+    from calvin_eval.world.bullet import pybullet
 
     lit = []
     for height in (0.0, 0.08, 0.0):

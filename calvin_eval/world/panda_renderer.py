@@ -10,10 +10,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pybullet as p
 from panda3d import core
 
 from calvin_eval.world import cameras, looks
+from calvin_eval.world.bullet import pybullet as p
 from calvin_eval.world.robot import CAMERA_LINK
 from calvin_eval.world.shapes import Shape, collect_shapes
 

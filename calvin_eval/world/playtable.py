@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pybullet as p
 import pybullet_data
 
 from calvin_eval.protocol import NO_IMAGE, BlockState, Contact, Info, Observation
 from calvin_eval.world import urdf
+from calvin_eval.world.bullet import pybullet as p
 from calvin_eval.world.cameras import CameraSizes, Renderer, make_renderer
 from calvin_eval.world.robot import Robot
 from calvin_eval.world.scenes import SceneGeometry, scene_geometry

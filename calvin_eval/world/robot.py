@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pybullet as p
 
 from calvin_eval.protocol import ACTION_SIZE, MAX_REL_ORN, MAX_REL_POS
+from calvin_eval.world.bullet import pybullet as p
 from calvin_eval.world.scenes import RESTING_JOINTS, ROBOT_BASE
 
 ARM = tuple(range(7))

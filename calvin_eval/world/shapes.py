@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pybullet as p
 
 from calvin_eval.world import looks
+from calvin_eval.world.bullet import pybullet as p
 from calvin_eval.world.robot import FINGERS
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pybullet as p
 
+from calvin_eval.world.bullet import pybullet as p
 from calvin_eval.world.scenes import BUTTON_TRAVEL, SWITCH_TRAVEL
 
 JOINTS = ("base__slide", "base__drawer", "base__button", "base__switch")

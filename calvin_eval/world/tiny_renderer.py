@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pybullet as p
 
 from calvin_eval.world import cameras, looks
+from calvin_eval.world.bullet import pybullet as p
 from calvin_eval.world.robot import CAMERA_LINK
 from calvin_eval.world.shapes import collect_shapes
 
