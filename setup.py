@@ -30,6 +30,9 @@ POLICY = [
     "safetensors>=0.4",  # weights that hold no code
     "tensorboard>=2.15",  # training curves, live
 ]
+DIFFUSION = [
+    "diffusers>=0.30",  # noise schedules of the diffusion head
+]
 DEVELOP = [
     "pytest>=8",
     "pytest-xdist>=3.5",  # tests on all cores
@@ -52,7 +55,8 @@ setup(
     package_data={"calvin_eval": ["data/*", "report/*.html.j2"], "roboflamingo": ["py.typed"]},
     install_requires=SIMULATOR + POLICY,
     extras_require={
-        "dev": DEVELOP,
+        "dev": DEVELOP + DIFFUSION,
+        "diffusion": DIFFUSION,
         # open_flamingo 2.0.1 pins torch==2.0.1, so pip cannot solve for it: install it with --no-deps (see Makefile)
     },
     entry_points={"console_scripts": ["roboflamingo=roboflamingo.cli.main:main"]},

@@ -27,11 +27,13 @@ class EpisodeMemory:
         instruction: the sentence.
         features: (t, D) of the last T - 1 observed frames at most.
         chunks: past predictions (K, 7) for the temporal ensemble, newest first.
+        step: predictions made so far.
     """
 
     instruction: str
     features: Tensor | None = None
     chunks: tuple[np.ndarray, ...] = field(default=())
+    step: int = 0
 
 
 class PolicyController:
@@ -42,18 +44,19 @@ class PolicyController:
         execute: E, actions of a chunk that are executed before the next observation; 1..K.
         ensemble: temporal ensemble instead, which needs E = 1: weights exp(-ensemble * age), age 0 being the
             oldest prediction, as in its paper; None for none.
+        seed: of the noise that heads which sample act from.
 
     Raises:
         ValueError: E is not in 1..K, or an ensemble with E > 1.
     """
 
-    def __init__(self, policy: RoboFlamingo, execute: int = 1, ensemble: float | None = None) -> None:
+    def __init__(self, policy: RoboFlamingo, execute: int = 1, ensemble: float | None = None, seed: int = 0) -> None:
         chunk = policy.config.chunk
         if not 1 <= execute <= chunk:
             raise ValueError(f"execute={execute} is not in 1..{chunk}, the length of this policy's chunks")
         if ensemble is not None and execute != 1:
             raise ValueError(f"a temporal ensemble predicts at every step: it needs execute=1, not {execute}")
-        self.policy, self.execute, self.ensemble = policy.eval(), execute, ensemble
+        self.policy, self.execute, self.ensemble, self.seed = policy.eval(), execute, ensemble, seed
 
     def start(self, instruction: str) -> EpisodeMemory:
         """The memory of an episode that begins now."""
@@ -69,13 +72,13 @@ class PolicyController:
             frame if memory.features is None else torch.cat([memory.features, frame])
             for frame, memory in zip(features.split(1), memories, strict=True)
         ]
-        chunks = self._chunks(windows)
+        chunks = self._chunks(windows, memories)
         kept = self.policy.config.window - 1
         actions, after = [], []
         for memory, window, chunk in zip(memories, windows, chunks, strict=True):
             past = (chunk, *memory.chunks)[: len(chunk)] if self.ensemble is not None else ()
             actions.append(chunk[: self.execute] if self.ensemble is None else self._mean(past)[None])
-            after.append(EpisodeMemory(memory.instruction, window[-kept:] if kept else None, past))
+            after.append(EpisodeMemory(memory.instruction, window[-kept:] if kept else None, past, memory.step + 1))
         return _as_commands(np.stack(actions)), after
 
     def _features(self, observations: Sequence[Observation], memories: Sequence[EpisodeMemory]) -> Tensor:
@@ -91,11 +94,21 @@ class PolicyController:
         }
         return self.policy.features(**inputs, instruction=[memory.instruction for memory in memories])[:, 0]
 
-    def _chunks(self, windows: list[Tensor]) -> np.ndarray:
+    def _noise(self, memories: Sequence[EpisodeMemory]) -> Tensor | None:
+        """Noise (B, 1, K, 7) for heads that sample, drawn by seed and step: an episode repeats itself exactly."""
+        if not self.policy.head.samples:
+            return None
+        rows = []
+        for memory in memories:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + memory.step)
+            rows.append(torch.randn(1, self.policy.config.chunk, ACTION_SIZE, generator=generator))
+        return torch.stack(rows).to(next(self.policy.parameters()).device)
+
+    def _chunks(self, windows: list[Tensor], memories: Sequence[EpisodeMemory]) -> np.ndarray:
         """(B, K, 7) from windows (t, D) of t <= T frames; a window shorter than T begins with its first frame."""
         length = self.policy.config.window
         full = [torch.cat([w[:1].expand(length - len(w), -1), w]) for w in windows]
-        pose, gripper = self.policy.head(torch.stack(full))
+        pose, gripper = self.policy.head.predict(torch.stack(full), self._noise(memories), last=True)
         chunk = torch.cat([pose[:, -1], gripper[:, -1].sigmoid().mul(2).sub(1).unsqueeze(-1)], dim=-1)
         return chunk.double().cpu().numpy()
 

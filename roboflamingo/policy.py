@@ -79,7 +79,9 @@ class RoboFlamingo(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = Flamingo(config.backbone)
-        self.head = build_head(config.head, self.backbone.width + STATE_SIZES[config.state], config.chunk)
+        self.head = build_head(
+            config.head, self.backbone.width + STATE_SIZES[config.state], config.chunk, config.window
+        )
         self.auxiliary: nn.Linear | None = None
         if config.auxiliary_weight > 0:
             self.auxiliary = nn.Linear(self.backbone.visual_size, AUXILIARY_SIZE)
@@ -99,7 +101,7 @@ class RoboFlamingo(nn.Module):
         media = self.backbone.see(static.flatten(0, 1), gripper.flatten(0, 1))
         features = self._fuse(media, batch["robot_obs"], batch["instruction"])
         mask = batch["action_mask"] & batch["frame_mask"].unsqueeze(-1)
-        losses = self.head.loss(self.head(features), batch["actions"], mask)
+        losses = self.head.loss(features, batch["actions"], mask)
         if self.auxiliary is not None and "scene_obs" in batch:
             target = auxiliary_targets(batch["robot_obs"], batch["scene_obs"]).flatten(0, 1)
             error = F.smooth_l1_loss(self.auxiliary(media.flatten(1)), target, beta=0.1, reduction="none").mean(-1)
@@ -110,7 +112,7 @@ class RoboFlamingo(nn.Module):
 
     def predict(self, batch: Mapping[str, Any]) -> Prediction:
         """A chunk of actions at every frame of a batch (see `loss`)."""
-        return self.head(
+        return self.head.predict(
             self.features(batch["rgb_static"], batch["rgb_gripper"], batch["robot_obs"], batch["instruction"])
         )
 

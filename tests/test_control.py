@@ -9,6 +9,7 @@ import torch
 from calvin_eval.protocol import Observation
 from policies import SENTENCES, small_policy
 from roboflamingo.control import PolicyController
+from roboflamingo.heads import HeadConfig
 
 
 def observations(count, seed=0):
@@ -110,3 +111,17 @@ def test_memory_is_a_value_that_can_be_kept_and_used_again():
 def test_impossible_executions_are_refused(execute, ensemble, message):
     with pytest.raises(ValueError, match=message):
         PolicyController(small_policy(), execute, ensemble)
+
+
+@pytest.mark.parametrize("head", ["lstm", "diffusion", "flow"])
+def test_an_episode_repeats_itself_alone_or_among_others(head):
+    policy = small_policy(head=HeadConfig(kind=head, hidden=32))
+    frames = observations(3)
+    alone = run(PolicyController(policy, seed=5), frames)
+    controller = PolicyController(policy, seed=5)
+    memories = [controller.start(SENTENCES[0]), controller.start(SENTENCES[1])]
+    for frame, expected in zip(frames, alone, strict=True):
+        chunks, memories = controller.act([frame, observations(1, seed=9)[0]], memories)
+        np.testing.assert_allclose(chunks[0], expected, atol=1e-6)
+    other = run(PolicyController(policy, seed=6), frames)
+    assert np.allclose(np.array(alone), np.array(other)) == (head == "lstm")

@@ -7,26 +7,8 @@ import pytest
 import torch
 
 from policies import SENTENCES, a_batch, small_config, small_policy
-from roboflamingo.heads import HEADS, HeadConfig, build_head
+from roboflamingo.heads import HeadConfig, build_head
 from roboflamingo.inputs import AUXILIARY_SIZE, STATE_SIZES, auxiliary_targets, random_shift, state_vector
-from roboflamingo.policy import RoboFlamingo
-
-
-@pytest.mark.parametrize("head", sorted(HEADS))
-def test_one_batch_can_be_learned_by_heart(head):
-    torch.manual_seed(0)
-    config = small_config(head=HeadConfig(kind=head, hidden=64), static_shift=0, gripper_shift=0, window=1)
-    policy, batch = RoboFlamingo(config), a_batch(config, 4)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=5e-3, weight_decay=0.0)
-    first = policy.loss(batch)["pose"].item()
-    for _ in range(250):
-        optimizer.zero_grad()
-        policy.loss(batch)["loss"].backward()
-        optimizer.step()
-    last = policy.loss(batch)
-    assert last["pose"].item() < 0.1 * first
-    predicted = policy.predict(batch).gripper_logits > 0
-    assert (predicted == (batch["actions"][..., 6] > 0)).float().mean() > 0.98
 
 
 @pytest.mark.parametrize("mask", ["action_mask", "frame_mask"])
@@ -136,5 +118,5 @@ def test_the_vocabulary_is_taken_from_sentences_once():
 
 
 def test_an_unknown_head_is_refused_by_name():
-    with pytest.raises(ValueError, match="'transformer' does not exist; choose one of lstm, mlp"):
-        build_head(HeadConfig(kind="transformer"), 8, 2)
+    with pytest.raises(ValueError, match="'transformer' does not exist; choose one of bins, diffusion, flow, gpt"):
+        build_head(HeadConfig(kind="transformer"), 8, 2, 1)

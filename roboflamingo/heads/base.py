@@ -1,7 +1,7 @@
 """What every policy head is, and the registry of heads.
 
 A head reads one fused vector a frame and predicts a chunk of actions at every frame. It knows no backbone. Shapes:
-B batch, T window, D features, K chunk.
+B batch, T window, N frames of all windows, D features, H hidden width, K chunk.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 POSE = 6
+ACTION = POSE + 1
 
 
 class Prediction(NamedTuple):
@@ -34,76 +35,165 @@ class HeadConfig:
     """The policy head.
 
     Attributes:
-        kind: its name in the registry: lstm, mlp.
+        kind: its name in the registry: lstm, gpt, mlp, mlp_history, diffusion, flow, bins.
         hidden: width of its layers.
-        layers: how many layers the LSTM has.
-        dropout: between LSTM layers.
+        layers: how many layers the LSTM or the transformer has.
+        attention_heads: of the transformer.
+        dropout: between the layers of LSTM or transformer.
+        perceptrons: widths of the ReLU layers after the LSTM, one perceptron for poses and one for the gripper;
+            empty for one GELU layer that both share.
         pose_beta: error (action units) below which the pose loss is quadratic (smooth L1).
         gripper_weight: of the gripper's cross-entropy in the loss.
         last_step_only: only the last frame of a window is trained.
+        denoiser_layers: residual layers of the network that diffusion and flow share.
+        train_steps: noise levels that diffusion trains on.
+        sample_steps: denoising steps that diffusion and flow take to act.
+        bins: values into which each pose number is divided.
     """
 
     kind: str = "lstm"
     hidden: int = 256
     layers: int = 1
+    attention_heads: int = 4
     dropout: float = 0.0
+    perceptrons: tuple[int, ...] = ()
     pose_beta: float = 0.1
     gripper_weight: float = 0.1
     last_step_only: bool = False
+    denoiser_layers: int = 3
+    train_steps: int = 100
+    sample_steps: int = 10
+    bins: int = 256
 
     def __post_init__(self) -> None:
-        if self.hidden < 1 or self.layers < 1:
-            raise ValueError("head.hidden and head.layers must be at least 1")
+        self.perceptrons = tuple(self.perceptrons)
+        counts = ("hidden", "layers", "attention_heads", "denoiser_layers", "train_steps", "sample_steps")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"head.{name} must be at least 1, not {getattr(self, name)}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"head.dropout is a probability below 1, not {self.dropout}")
+        if self.bins < 2:
+            raise ValueError(f"head.bins must be at least 2, not {self.bins}")
+        if self.sample_steps > self.train_steps:
+            raise ValueError(f"head.sample_steps {self.sample_steps} is more than train_steps {self.train_steps}")
 
 
 class Head(nn.Module, ABC):
     """Base of all heads.
 
     Args:
-        config: what the head is like. features: D. chunk: K.
+        config: what the head is like.
+        features: D.
+        chunk: K.
+        window: T.
     """
 
-    def __init__(self, config: HeadConfig, features: int, chunk: int) -> None:
+    samples = False
+    """Whether it acts by drawing from a distribution, and so needs noise."""
+
+    def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
         super().__init__()
-        self.config, self.chunk = config, chunk
+        self.config, self.chunk, self.window = config, chunk, window
+
+    @abstractmethod
+    def predict(self, features: Tensor, noise: Tensor | None = None, *, last: bool = False) -> Prediction:
+        """Features (B, T, D) -> a chunk at every frame, or with `last` at the last one only (T = 1 in the result).
+
+        Args:
+            features: one vector a frame.
+            noise: (B, T, K, 7) standard normal, for heads that sample; drawn where it is None.
+            last: see above.
+        """
+
+    @abstractmethod
+    def loss(self, features: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """What to minimise ("loss") and its parts "pose" and "gripper".
+
+        Args:
+            features: (B, T, D).
+            actions: (B, T, K, 7).
+            mask: (B, T, K); steps where it is False do not train.
+        """
+
+    def trained(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The frames (dimension 1) that the loss looks at."""
+        return tuple(x[:, -1:] for x in tensors) if self.config.last_step_only else tensors
+
+
+class RegressionHead(Head):
+    """Base of the heads that predict one chunk, not a distribution over chunks."""
 
     @abstractmethod
     def forward(self, features: Tensor) -> Prediction:
         """Features (B, T, D) -> a chunk at every frame."""
 
-    def loss(self, prediction: Prediction, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Pose and gripper loss against actions (B, T, K, 7), over the steps that mask (B, T, K) admits."""
-        if self.config.last_step_only:
-            prediction = Prediction(prediction.pose[:, -1:], prediction.gripper_logits[:, -1:])
-            actions, mask = actions[:, -1:], mask[:, -1:]
-        weight = mask.to(actions.dtype)
-        count = weight.sum().clamp(min=1.0)
-        error = F.smooth_l1_loss(prediction.pose, actions[..., :POSE], beta=self.config.pose_beta, reduction="none")
-        pose = (error.mean(-1) * weight).sum() / count
-        target = (actions[..., POSE] + 1) / 2
-        bits = F.binary_cross_entropy_with_logits(prediction.gripper_logits, target, reduction="none")
-        gripper = (bits * weight).sum() / count
+    def predict(self, features: Tensor, noise: Tensor | None = None, *, last: bool = False) -> Prediction:
+        """See `Head.predict`; noise changes nothing."""
+        pose, gripper = self(features)
+        return Prediction(pose[:, -1:], gripper[:, -1:]) if last else Prediction(pose, gripper)
+
+    def loss(self, features: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Smooth L1 of poses and the gripper's cross-entropy."""
+        prediction, actions, mask = self(features), *self.trained(actions, mask)
+        pose, logits = self.trained(*prediction)
+        error = F.smooth_l1_loss(pose, actions[..., :POSE], beta=self.config.pose_beta, reduction="none")
+        return self.weighed(masked_mean(error.mean(-1), mask), gripper_loss(logits, actions, mask))
+
+    def weighed(self, pose: Tensor, gripper: Tensor) -> dict[str, Tensor]:
+        """The parts and their weighted sum."""
         return {"loss": pose + self.config.gripper_weight * gripper, "pose": pose, "gripper": gripper}
 
 
-class ChunkOutput(nn.Module):
-    """The last layers that heads share: a hidden layer, then K poses through tanh and K gripper logits."""
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of the values whose mask is True; zero where there are none."""
+    weight = mask.to(values.dtype)
+    return (values * weight).sum() / weight.sum().clamp(min=1.0)
 
-    def __init__(self, features: int, hidden: int, chunk: int) -> None:
+
+def gripper_loss(logits: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of gripper commands, -1 or 1 in the actions' last entry."""
+    target = (actions[..., POSE] + 1) / 2
+    return masked_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), mask)
+
+
+class ChunkOutput(nn.Module):
+    """The last layers that heads share: perceptrons, then K poses through tanh and K gripper logits.
+
+    Args:
+        features: width of the input.
+        config: of the head.
+        chunk: K.
+    """
+
+    def __init__(self, features: int, config: HeadConfig, chunk: int) -> None:
         super().__init__()
         self.chunk = chunk
-        self.hidden = nn.Linear(features, hidden)
-        self.out = nn.Linear(hidden, chunk * (POSE + 1))
+        self.separate = bool(config.perceptrons)
+        if self.separate:
+            self.pose = _perceptron(features, config.perceptrons, chunk * POSE)
+            self.gripper = _perceptron(features, config.perceptrons, chunk)
+        else:
+            self.hidden = nn.Linear(features, config.hidden)
+            self.out = nn.Linear(config.hidden, chunk * ACTION)
 
     def forward(self, features: Tensor) -> Prediction:
         """Features (B, T, D) -> a chunk at every frame."""
-        values = self.out(F.gelu(self.hidden(features))).unflatten(-1, (self.chunk, POSE + 1))
+        if self.separate:
+            return Prediction(self.pose(features).unflatten(-1, (self.chunk, POSE)).tanh(), self.gripper(features))
+        values = self.out(F.gelu(self.hidden(features))).unflatten(-1, (self.chunk, ACTION))
         return Prediction(values[..., :POSE].tanh(), values[..., POSE])
 
 
-HEADS: dict[str, Callable[[HeadConfig, int, int], Head]] = {}
+def _perceptron(width: int, widths: tuple[int, ...], out: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for wide in widths:
+        layers += [nn.Linear(width, wide), nn.ReLU()]
+        width = wide
+    return nn.Sequential(*layers, nn.Linear(width, out))
+
+
+HEADS: dict[str, Callable[[HeadConfig, int, int, int], Head]] = {}
 """Every head by name. A new head registers itself with `register_head` in a file of its own."""
 
 

@@ -1,0 +1,98 @@
+"""What the heads that denoise chunks share: how they read the window, and the network that denoises."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from roboflamingo.heads.base import ACTION, POSE, Head, HeadConfig, Prediction, masked_mean
+from roboflamingo.heads.lstm import window_lstm
+
+FREQUENCIES = 32
+LARGEST_COMMAND = 1 - 1e-4
+"""A gripper value that is turned into a logit stays this far inside (-1, 1)."""
+
+
+class DenoisingHead(Head):
+    """Base of the heads that turn noise (K, 7) into a chunk, given what an LSTM says about the window.
+
+    The gripper is one more number of an action here, -1 or 1 in the data.
+    """
+
+    samples = True
+
+    def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
+        super().__init__(config, features, chunk, window)
+        self.rnn = window_lstm(config, features)
+        self.denoiser = ChunkDenoiser(config.hidden, config.denoiser_layers)
+
+    @abstractmethod
+    def sample(self, context: Tensor, noise: Tensor) -> Tensor:
+        """Context (N, H) and noise (N, K, 7) -> chunks (N, K, 7)."""
+
+    @abstractmethod
+    def errors(self, context: Tensor, chunks: Tensor) -> Tensor:
+        """Context (N, H) and clean chunks (N, K, 7) -> squared errors (N, K, 7) at random noise levels."""
+
+    def predict(self, features: Tensor, noise: Tensor | None = None, *, last: bool = False) -> Prediction:
+        """See `Head.predict`."""
+        context = self.rnn(features)[0]
+        if last:
+            context, noise = context[:, -1:], noise if noise is None else noise[:, -1:]
+        frames = context.shape[:2]
+        if noise is None:
+            noise = torch.randn(*frames, self.chunk, ACTION, device=context.device, dtype=context.dtype)
+        chunk = self.sample(context.flatten(0, 1), noise.flatten(0, 1)).unflatten(0, frames)
+        gripper = chunk[..., POSE].clamp(-LARGEST_COMMAND, LARGEST_COMMAND)
+        return Prediction(chunk[..., :POSE].clamp(-1, 1), 2 * gripper.atanh())
+
+    def loss(self, features: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Mean squared error of what the denoiser predicts, and its share of pose and gripper."""
+        context, actions, mask = self.trained(self.rnn(features)[0], actions, mask)
+        mask = mask.flatten(0, 1)
+        # The denoiser sees a chunk whole: what stands past the segment's end must not tell it anything.
+        chunks = actions.flatten(0, 1) * mask.unsqueeze(-1)
+        error = self.errors(context.flatten(0, 1), chunks)
+        return {
+            "loss": masked_mean(error.mean(-1), mask),
+            "pose": masked_mean(error[..., :POSE].mean(-1), mask),
+            "gripper": masked_mean(error[..., POSE], mask),
+        }
+
+
+class ChunkDenoiser(nn.Module):
+    """Residual convolutions along a chunk, each scaled and shifted by context and noise level.
+
+    Args:
+        width: H.
+        layers: how many.
+    """
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.GELU(), nn.Linear(width, width))
+        self.input = nn.Linear(ACTION, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(layers))
+        self.modulations = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(layers))
+        self.convolutions = nn.ModuleList(nn.Conv1d(width, width, 3, padding=1) for _ in range(layers))
+        self.mixers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.output = nn.Linear(width, ACTION)
+        nn.init.zeros_(self.output.weight)
+
+    def forward(self, chunks: Tensor, level: Tensor, context: Tensor) -> Tensor:
+        """Noisy chunks (N, K, 7), noise level (N,) in [0, 1] and context (N, H) -> (N, K, 7)."""
+        rates = torch.exp(torch.linspace(0.0, math.log(1000.0), FREQUENCIES, device=level.device))
+        angles = level.float()[:, None] * rates
+        condition = F.gelu(context + self.level(torch.cat([angles.sin(), angles.cos()], dim=-1).to(context.dtype)))
+        hidden = self.input(chunks)
+        for norm, modulation, convolution, mixer in zip(
+            self.norms, self.modulations, self.convolutions, self.mixers, strict=True
+        ):
+            scale, shift = modulation(condition)[:, None].chunk(2, dim=-1)
+            changed = convolution((norm(hidden) * (1 + scale) + shift).transpose(1, 2)).transpose(1, 2)
+            hidden = hidden + mixer(F.gelu(changed))
+        return self.output(hidden)

@@ -1,0 +1,49 @@
+"""Diffusion over chunks, with the schedulers of diffusers (Chi et al. 2023, arXiv 2303.04137)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from roboflamingo.heads.base import HeadConfig, register_head
+from roboflamingo.heads.denoising import DenoisingHead
+
+
+@register_head("diffusion")
+class DiffusionHead(DenoisingHead):
+    """The denoiser predicts the noise; acting takes `sample_steps` deterministic steps (DDIM) from given noise.
+
+    Raises:
+        ImportError: diffusers is not installed.
+    """
+
+    def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
+        super().__init__(config, features, chunk, window)
+        try:
+            from diffusers import DDIMScheduler
+        except ImportError as error:
+            raise ImportError(
+                "head.kind diffusion needs the diffusers package: pip install 'roboflamingo[diffusion]'"
+            ) from error
+        schedule: Any = DDIMScheduler(
+            num_train_timesteps=config.train_steps, beta_schedule="squaredcos_cap_v2", clip_sample=True
+        )
+        schedule.set_timesteps(config.sample_steps)
+        self._schedule = schedule
+
+    def sample(self, context: Tensor, noise: Tensor) -> Tensor:
+        """Context (N, H) and noise (N, K, 7) -> chunks (N, K, 7)."""
+        chunk = noise
+        for step in self._schedule.timesteps.tolist():
+            level = context.new_full((len(context),), step / self.config.train_steps)
+            chunk = self._schedule.step(self.denoiser(chunk, level, context), step, chunk).prev_sample
+        return chunk
+
+    def errors(self, context: Tensor, chunks: Tensor) -> Tensor:
+        """Squared errors (N, K, 7) of the noise at random noise levels."""
+        noise = torch.randn_like(chunks)
+        steps = torch.randint(self.config.train_steps, (len(chunks),), device=chunks.device)
+        noisy = self._schedule.add_noise(chunks, noise, steps)
+        return (self.denoiser(noisy, steps / self.config.train_steps, context) - noise).square()

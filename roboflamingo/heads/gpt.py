@@ -1,0 +1,44 @@
+"""A causal transformer over the window."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from roboflamingo.heads.base import ChunkOutput, HeadConfig, Prediction, RegressionHead, register_head
+
+
+@register_head("gpt")
+class GPTHead(RegressionHead):
+    """A transformer in which each frame sees itself and those before, with learned positions.
+
+    Raises:
+        ValueError: `hidden` is no multiple of `attention_heads`.
+    """
+
+    def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
+        super().__init__(config, features, chunk, window)
+        if config.hidden % config.attention_heads:
+            raise ValueError(f"head.hidden {config.hidden} is no multiple of attention_heads {config.attention_heads}")
+        self.input = nn.Linear(features, config.hidden)
+        self.position_embedding = nn.Parameter(0.02 * torch.randn(window, config.hidden))
+        layer = nn.TransformerEncoderLayer(
+            config.hidden,
+            config.attention_heads,
+            4 * config.hidden,
+            config.dropout,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.blocks = nn.TransformerEncoder(
+            layer, config.layers, norm=nn.LayerNorm(config.hidden), enable_nested_tensor=False
+        )
+        self.output = ChunkOutput(config.hidden, config, chunk)
+
+    def forward(self, features: Tensor) -> Prediction:
+        """Features (B, T, D) -> a chunk at every frame."""
+        length = features.shape[1]
+        hidden = self.input(features) + self.position_embedding[:length]
+        future = nn.Transformer.generate_square_subsequent_mask(length, device=hidden.device, dtype=hidden.dtype)
+        return self.output(self.blocks(hidden, mask=future, is_causal=True))
