@@ -1,6 +1,6 @@
 """RoboFlamingo: frames and an instruction in, chunks of actions out.
 
-backbone -> one vector a frame (max-pooled hidden states) -> head. Shapes: B batch, T window, K chunk, D width.
+backbone -> one vector a frame (pooled hidden states) -> head. Shapes: B batch, T window, K chunk, D width.
 The module keeps nothing of an episode; `roboflamingo.control` does, in explicit memory.
 """
 
@@ -18,6 +18,7 @@ from roboflamingo.backbone import BackboneConfig, Flamingo
 from roboflamingo.backbone.language import words_of
 from roboflamingo.heads import HeadConfig, Prediction, build_head
 from roboflamingo.inputs import AUXILIARY_SIZE, STATE_SIZES, auxiliary_targets, random_shift, state_vector
+from roboflamingo.pooling import Pooling, PoolingKind
 
 
 @dataclass
@@ -27,6 +28,7 @@ class PolicyConfig:
     Attributes:
         backbone: the vision-language model.
         head: what predicts actions from its output.
+        pooling: how the text tokens' hidden states become one vector: max, mean, or attention with a learned query.
         window: T, frames that the head sees.
         chunk: K, actions predicted at each frame.
         static_size: edge (pixels) of the static camera's image as the policy is shown it.
@@ -41,6 +43,7 @@ class PolicyConfig:
 
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
+    pooling: PoolingKind = "max"
     window: int = 1
     chunk: int = 8
     static_size: int = 96
@@ -79,6 +82,7 @@ class RoboFlamingo(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = Flamingo(config.backbone)
+        self.pooling = Pooling(config.pooling, self.backbone.width)
         self.head = build_head(
             config.head, self.backbone.width + STATE_SIZES[config.state], config.chunk, config.window
         )
@@ -134,6 +138,5 @@ class RoboFlamingo(nn.Module):
         ids, is_text = self.backbone.instructions.batch(instruction, media.device)
         ids, is_text = (x.repeat_interleave(window, dim=0) for x in (ids, is_text))
         hidden = self.backbone(media, ids, is_text)
-        hidden = hidden.masked_fill(~is_text.unsqueeze(-1), torch.finfo(hidden.dtype).min)
-        pooled = hidden.max(dim=1).values.unflatten(0, (-1, window))
+        pooled = self.pooling(hidden, is_text).unflatten(0, (-1, window))
         return torch.cat([pooled, state_vector(robot_obs, self.config.state).to(pooled.dtype)], dim=-1)

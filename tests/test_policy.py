@@ -9,6 +9,7 @@ import torch
 from policies import SENTENCES, a_batch, small_config, small_policy
 from roboflamingo.heads import HeadConfig, build_head
 from roboflamingo.inputs import AUXILIARY_SIZE, STATE_SIZES, auxiliary_targets, random_shift, state_vector
+from roboflamingo.pooling import Pooling
 
 
 @pytest.mark.parametrize("mask", ["action_mask", "frame_mask"])
@@ -120,3 +121,28 @@ def test_the_vocabulary_is_taken_from_sentences_once():
 def test_an_unknown_head_is_refused_by_name():
     with pytest.raises(ValueError, match="'transformer' does not exist; choose one of bins, diffusion, flow, gpt"):
         build_head(HeadConfig(kind="transformer"), 8, 2, 1)
+
+
+@pytest.mark.parametrize("kind", ["max", "mean", "attention"])
+def test_pooling_looks_at_text_alone(kind):
+    torch.manual_seed(0)
+    pooling, hidden = Pooling(kind, 6), torch.randn(2, 5, 6)
+    is_text = torch.tensor([[True] * 5, [True, True, True, False, False]])
+    if kind == "attention":
+        torch.nn.init.normal_(pooling.query)
+    pooled = pooling(hidden, is_text)
+    torch.testing.assert_close(pooled[1:], pooling(hidden[1:, :3], is_text[1:, :3]))
+    expected = {"max": hidden[0].max(0).values, "mean": hidden[0].mean(0)}
+    if kind in expected:
+        torch.testing.assert_close(pooled[0], expected[kind])
+    else:
+        weights = (hidden[0] @ pooling.query / 6**0.5).softmax(0)
+        torch.testing.assert_close(pooled[0], weights @ hidden[0])
+
+
+@pytest.mark.parametrize("kind", ["mean", "attention"])
+def test_every_pooling_trains_a_policy(kind):
+    policy = small_policy(pooling=kind)
+    policy.loss(a_batch(policy.config))["loss"].backward()
+    gradients = [p.grad for p in policy.parameters() if p.requires_grad]
+    assert sum(g is not None and bool(g.abs().sum() > 0) for g in gradients) > 0.8 * len(gradients)
