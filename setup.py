@@ -57,6 +57,8 @@ setup(
     extras_require={
         "dev": DEVELOP + DIFFUSION,
         "diffusion": DIFFUSION,
+        "wandb": ["wandb>=0.17"],  # Weights & Biases as a logger
+        "adam8bit": ["bitsandbytes>=0.45"],  # AdamW with a byte for each of its two averages
         # open_flamingo 2.0.1 pins torch==2.0.1, so pip cannot solve for it: install it with --no-deps (see Makefile)
     },
     entry_points={"console_scripts": ["roboflamingo=roboflamingo.cli.main:main"]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,13 +18,19 @@ from roboflamingo.policy import PolicyConfig, RoboFlamingo
 WEIGHTS, CONFIG = "weights.safetensors", "config.yaml"
 
 
-def save_policy(policy: RoboFlamingo, folder: Path) -> None:
+def save_policy(policy: RoboFlamingo, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Writes a policy into a folder, each file atomically; the config last, so that a folder with one is whole.
 
     The auxiliary layer stays with it, so that training can go on from here; running the policy ignores it.
+
+    Args:
+        policy: what to write.
+        folder: where to.
+        weights: its state, where the policy itself holds but a share of it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    weights = policy.state_dict() if weights is None else weights
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(weights, folder / f".{WEIGHTS}")
     os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
     temporary = folder / f".{CONFIG}"

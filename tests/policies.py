@@ -36,6 +36,14 @@ def small_policy(seed: int = 0, **changes: Any) -> RoboFlamingo:
     return RoboFlamingo(small_config(**changes)).eval()
 
 
+def frozen_policy(**changes: Any) -> RoboFlamingo:
+    """A small policy of which resampler, cross-attention and head train, as in the published recipe."""
+    policy = small_policy(**changes).train()
+    for name, parameter in policy.named_parameters():
+        parameter.requires_grad = not ("vision_encoder" in name or "decoder_layer" in name or "wte" in name)
+    return policy
+
+
 def a_batch(config: PolicyConfig, batch: int = 2, seed: int = 0) -> dict[str, Any]:
     """A random batch, all of whose steps are inside."""
     random = torch.Generator().manual_seed(seed)

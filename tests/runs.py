@@ -35,6 +35,11 @@ def tiny_policy(**changed: Any) -> PolicyConfig:
     return PolicyConfig(**(settings | changed))
 
 
+def deterministic_policy() -> PolicyConfig:
+    """Without randomness and with one frame and one action, so that every batch has equally many targets."""
+    return tiny_policy(window=1, chunk=1, head=HeadConfig(hidden=16), static_shift=0, gripper_shift=0)
+
+
 def tiny_run(run: Path, dataset: Path, **changed: Any) -> TrainConfig:
     """A run of a few steps on synthetic data."""
     settings: dict[str, Any] = {

@@ -70,7 +70,7 @@ def test_the_help_of_train_explains_its_keys(capsys: pytest.CaptureFixture[str])
         ("data: {folders: {a: 1.0}}\nbatch_size: many", "batch_size"),
         ("data: {folders: {a: often}}", "data.folders"),
         ("data: {folders: {a: 1.0}}\nprecision: fp8", "precision"),
-        ("optimizer: {schedule: linear}", "optimizer.schedule"),
+        ("optimizer: {schedule: quadratic}", "optimizer.schedule"),
     ],
 )
 def test_a_wrong_key_or_type_in_a_file_is_named_with_the_file(

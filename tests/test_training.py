@@ -1,11 +1,9 @@
-"""Training: what a run leaves, what its schedule does, and that it learns."""
+"""Training: what a run leaves, and that it learns."""
 
 from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +16,13 @@ from torch import nn
 
 from roboflamingo.checkpoint import load_policy
 from roboflamingo.heads import HeadConfig
-from roboflamingo.policy import PolicyConfig
 from roboflamingo.training.checkpoint import load_state, save_state
 from roboflamingo.training.config import ConfigError, DataConfig, OptimizerConfig
 from roboflamingo.training.ema import WeightAverage
 from roboflamingo.training.metrics import MetricsLog
-from roboflamingo.training.module import weight_decay_groups
-from roboflamingo.training.progress import Progress, learning_rate
+from roboflamingo.training.progress import Progress
 from roboflamingo.training.train import train
-from runs import losses, metrics, tiny_policy, tiny_run, write_yaml
+from runs import deterministic_policy, losses, metrics, tiny_policy, tiny_run
 from synthetic import write_dataset
 
 QUIET = Console(quiet=True)
@@ -35,29 +31,6 @@ QUIET = Console(quiet=True)
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data"))
-
-
-# --- schedule ------------------------------------------------------------------------------------
-
-
-def test_learning_rate_warms_up_and_falls_by_steps() -> None:
-    settings = OptimizerConfig(learning_rate=1.0, warmup_steps=10)
-    rates = [learning_rate(settings, Progress(100, None, step=step)) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1, abs=1e-3)
-    assert rates[50] == pytest.approx(0.5)
-    assert rates[100] == 0
-    assert rates[9] == max(rates)
-
-
-def test_learning_rate_falls_by_minutes_where_minutes_limit_training() -> None:
-    settings = OptimizerConfig(learning_rate=1.0, warmup_steps=0)
-    rates = [learning_rate(settings, Progress(None, 2.0, step=5, elapsed_s=s)) for s in (0, 60, 120, 500)]
-    assert rates == pytest.approx([1, 0.5, 0, 0])
-
-
-def test_constant_schedule_stays_after_warm_up() -> None:
-    settings = OptimizerConfig(learning_rate=1.0, warmup_steps=4, schedule="constant")
-    assert [learning_rate(settings, Progress(10, None, step=s)) for s in (0, 3, 9)] == [0.25, 1, 1]
 
 
 def test_due_every_so_many_steps_or_minutes() -> None:
@@ -73,17 +46,6 @@ def test_due_every_so_many_steps_or_minutes() -> None:
 
 
 # --- parts ---------------------------------------------------------------------------------------
-
-
-def test_only_matrices_decay() -> None:
-    module = nn.ModuleDict({"embedding": nn.Embedding(4, 3), "linear": nn.Linear(3, 2), "norm": nn.LayerNorm(2)})
-    module.register_parameter("gate", nn.Parameter(torch.zeros(1)))
-    module.register_parameter("latents", nn.Parameter(torch.zeros(5, 3)))
-    module.register_parameter("frozen", nn.Parameter(torch.zeros(5, 3), requires_grad=False))
-    decay, keep = weight_decay_groups(module, 0.1)
-    assert [p.shape for p in decay["params"]] == [(2, 3)]
-    assert len(keep["params"]) == 6
-    assert (decay["weight_decay"], keep["weight_decay"]) == (0.1, 0.0)
 
 
 def test_weight_average_follows_its_formula_and_leaves_the_weights() -> None:
@@ -199,19 +161,6 @@ def test_two_small_batches_accumulated_train_as_one_large_one(tmp_path: Path, da
     np.testing.assert_allclose(losses(tmp_path / "small"), losses(tmp_path / "large"), rtol=1e-4)
 
 
-def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path: Path, dataset: Path) -> None:
-    same = {"policy": deterministic_policy(), "validate_every_steps": 3, "validation_windows": 7}
-    train(tiny_run(tmp_path / "one", dataset, batch_size=8, **same), console=QUIET)
-    two = tiny_run(tmp_path / "two", dataset, batch_size=4, devices=2, **same)
-    path = write_yaml(two, tmp_path / "two.yaml")
-    command = [sys.executable, "-m", "roboflamingo.cli.main", "train", "--config", str(path)]
-    subprocess.run(command, check=True, timeout=300, capture_output=True)
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-4)
-    held_out = [[line["val_loss"] for line in metrics(tmp_path / run) if "val_loss" in line] for run in ("one", "two")]
-    assert len(held_out[0]) == 2
-    np.testing.assert_allclose(held_out[1], held_out[0], rtol=1e-3)
-
-
 def test_bf16_trains(tmp_path: Path, dataset: Path) -> None:
     train(tiny_run(tmp_path, dataset, precision="bf16", max_steps=3), console=QUIET)
     assert all(math.isfinite(loss) for loss in losses(tmp_path))
@@ -264,8 +213,3 @@ def test_weights_mix_folders(tmp_path: Path, dataset: Path) -> None:
 def test_training_needs_exactly_one_end(tmp_path: Path, steps: int | None, minutes: float | None) -> None:
     with pytest.raises(ConfigError, match="either max_steps or max_minutes"):
         tiny_run(tmp_path, tmp_path, max_steps=steps, max_minutes=minutes)
-
-
-def deterministic_policy() -> PolicyConfig:
-    """Without randomness and with one frame and one action, so that every batch has equally many targets."""
-    return tiny_policy(window=1, chunk=1, head=HeadConfig(hidden=16), static_shift=0, gripper_shift=0)

@@ -15,6 +15,7 @@ roboflamingo train --config configs/train_tiny.yaml --run runs/mine --data.folde
 roboflamingo train --config configs/train_tiny.yaml --run runs/long --max_minutes 60 --optimizer.ema 0.999
 roboflamingo train --config runs/tiny/config.yaml                 # continues a run that was killed
 roboflamingo train --config configs/train_tiny.yaml --run runs/two --devices 2    # two processes
+roboflamingo train --config configs/train_tiny.yaml --run runs/stop --validate_every_minutes 1 --patience 5
 """
 
 

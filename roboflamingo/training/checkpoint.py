@@ -15,6 +15,7 @@ from torch import nn
 from roboflamingo.checkpoint import save_policy
 from roboflamingo.policy import RoboFlamingo
 from roboflamingo.training.config import ConfigError
+from roboflamingo.training.sharding import whole
 
 FORMAT = 1
 
@@ -55,7 +56,7 @@ def trained_weights(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def load_trained_weights(module: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Puts `trained_weights` back.
+    """Puts `trained_weights` back, into a module that is not sharded yet.
 
     Raises:
         ConfigError: they are another module's. Names a key.
@@ -66,12 +67,21 @@ def load_trained_weights(module: nn.Module, weights: dict[str, torch.Tensor]) ->
     module.load_state_dict(weights, strict=False)
 
 
-def save_policy_whole(policy: RoboFlamingo, folder: Path) -> None:
-    """Saves a policy so that `folder` is at any time the old or the new one, or for an instant missing."""
+def save_policy_whole(policy: RoboFlamingo, folder: Path, *, write: bool = True) -> None:
+    """Saves a policy so that `folder` is at any time the old or the new one, or for an instant missing.
+
+    Args:
+        policy: whole or sharded; all processes that have a share must call this.
+        folder: of the policy.
+        write: False where another process writes.
+    """
+    weights = whole(policy.state_dict(), keep=write)
+    if not write:
+        return
     fresh, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    save_policy(policy, fresh)
+    save_policy(policy, fresh, weights)
     if folder.exists():
         os.replace(folder, old)
     os.replace(fresh, folder)

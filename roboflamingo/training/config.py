@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal
-
-import yaml
+from dataclasses import dataclass, field
+from typing import Literal
 
 from roboflamingo.policy import PolicyConfig
 
@@ -47,10 +44,19 @@ class OptimizerConfig:
     """AdamW, its learning rate over time, and what happens to gradients and weights around a step.
 
     Attributes:
-        learning_rate: at the top of the schedule.
-        schedule: `cosine` falls to zero at the end of training, by steps or minutes, whichever limits it.
+        kind: adamw, or adamw_8bit, whose two averages a weight take a byte each instead of four (needs
+            bitsandbytes).
+        learning_rate: at the top of the schedule, before `scale_with`.
+        scale_with: `batch` multiplies learning_rate by the windows of an optimizer step (batch_size x
+            accumulate x devices x nodes) over reference_batch; `none` leaves it as it is.
+        reference_batch: windows of an optimizer step for which learning_rate is meant, where it is scaled.
+        schedule: constant, or falling to zero at the end of training (counted in optimizer steps or minutes,
+            whichever limits it): linear, cosine, or cosine_restarts, which does so several times.
+        cycles: how many times cosine_restarts falls.
         warmup_steps: optimizer steps over which the learning rate rises from zero.
         weight_decay: of matrices; biases, norms, gates, embeddings and latents never decay.
+        decay_only: patterns (`*` matches anything) of the parameters' names to which weight_decay is confined;
+            `*gated_cross_attn_layer*` is RoboFlamingo's recipe. None for all matrices.
         beta1: memory of the gradient's mean.
         beta2: memory of the gradient's square.
         clip: largest norm of the accumulated gradient; None for no limit.
@@ -58,14 +64,43 @@ class OptimizerConfig:
             policy; None for the weights themselves.
     """
 
+    kind: Literal["adamw", "adamw_8bit"] = "adamw"
     learning_rate: float = 1e-3
-    schedule: Literal["cosine", "constant"] = "cosine"
+    scale_with: Literal["none", "batch"] = "none"
+    reference_batch: int | None = None
+    schedule: Literal["constant", "linear", "cosine", "cosine_restarts"] = "cosine"
+    cycles: int = 1
     warmup_steps: int = 100
     weight_decay: float = 0.02
+    decay_only: list[str] | None = None
     beta1: float = 0.9
     beta2: float = 0.999
     clip: float | None = 1.0
     ema: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.scale_with == "batch") != (self.reference_batch is not None):
+            raise ConfigError(
+                f"optimizer.scale_with is {self.scale_with} and optimizer.reference_batch {self.reference_batch}; "
+                "set scale_with to batch and reference_batch to the windows that learning_rate is meant for, or neither"
+            )
+        for name in ("reference_batch", "cycles"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"optimizer.{name} is {value}; it must be at least 1")
+
+
+@dataclass
+class WandbConfig:
+    """Where Weights & Biases files the run, if `loggers` names it.
+
+    Attributes:
+        project: the project's name.
+        mode: online, or offline, which writes below the run's folder for a later `wandb sync`.
+    """
+
+    project: str = "roboflamingo"
+    mode: Literal["online", "offline"] = "online"
 
 
 @dataclass
@@ -83,14 +118,25 @@ class TrainConfig:
         batch_size: windows that a process draws at once.
         accumulate: batches whose gradients make one optimizer step.
         precision: fp32, or bf16 (mixed: weights stay fp32); auto is bf16 where the processor computes in it.
+        frozen_precision: of the stored matrices that are not trained; bf16 halves their memory and needs
+            precision bf16, which computes with them rounded so anyway.
+        checkpoint_activations: keeps only the inputs of decoder and cross-attention layers for the backward
+            pass and computes the rest again: less memory for about a third more time.
+        compile: compiles the same layers with torch.compile; worth its minutes on a GPU only.
         seed: of initial weights, order of windows, augmentation and dropout.
         accelerator: cpu or cuda; auto takes what is there.
         devices: processes on each machine, one a device.
         nodes: machines.
+        strategy: of several processes: ddp, each with the whole policy; fsdp, each with a share of all weights,
+            gradients and optimizer state; auto is ddp.
+        loggers: what metrics go to: jsonl (metrics.jsonl, always written), tensorboard, wandb.
+        wandb: where Weights & Biases files the run.
         log_every_steps: optimizer steps that a line of metrics.jsonl averages over.
         validate_every_steps: optimizer steps between validations; one always comes at the end.
         validate_every_minutes: minutes between validations, where no steps are set.
         validation_windows: held-out windows that a validation looks at; 0 for no validation.
+        patience: validations in a row without a lower val_loss after which training ends; None for no limit.
+        min_delta: by how much val_loss must fall to count as lower for `patience`.
         save_every_steps: optimizer steps between saves of last.ckpt.
         save_every_minutes: minutes between saves of last.ckpt, where no steps are set.
     """
@@ -105,82 +151,54 @@ class TrainConfig:
     batch_size: int = 32
     accumulate: int = 1
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    frozen_precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_activations: bool = False
+    compile: bool = False
     seed: int = 0
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = 1
     nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    loggers: list[Literal["jsonl", "tensorboard", "wandb"]] = field(default_factory=lambda: ["jsonl", "tensorboard"])
+    wandb: WandbConfig = field(default_factory=WandbConfig)
     log_every_steps: int = 10
     validate_every_steps: int | None = None
     validate_every_minutes: float | None = None
     validation_windows: int = 512
+    patience: int | None = None
+    min_delta: float = 0.0
     save_every_steps: int | None = None
     save_every_minutes: float | None = 2.0
 
     def __post_init__(self) -> None:
         if (self.max_steps is None) == (self.max_minutes is None):
             raise ConfigError("set either max_steps or max_minutes, so that training knows when to end")
-        for name in ("max_steps", "max_minutes", "batch_size", "accumulate", "devices", "log_every_steps"):
+        for name in ("max_steps", "max_minutes", "batch_size", "accumulate", "devices", "log_every_steps", "patience"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} is {value}; it must be positive")
         if not self.data.folders:
             raise ConfigError("data.folders is empty; name at least one CALVIN data set and its weight, 1.0")
-
-
-FREE_TO_CHANGE = frozenset(
-    {
-        "run",
-        "max_steps",
-        "max_minutes",
-        "data.cache",
-        "data.workers",
-        "data.pack_processes",
-        "log_every_steps",
-        "validate_every_steps",
-        "validate_every_minutes",
-        "validation_windows",
-        "save_every_steps",
-        "save_every_minutes",
-    }
-)
-"""Keys that may differ when a run is continued; any other would make it neither the old run nor a new one."""
-
-
-def write_config(config: TrainConfig, path: Path) -> None:
-    """Writes the resolved configuration, which `--config` reads back."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False), encoding="utf-8")
-    temporary.replace(path)
-
-
-def check_same_config(config: TrainConfig, path: Path) -> None:
-    """Refuses to continue a run with another configuration than it began with.
-
-    Raises:
-        ConfigError: a key of `config` differs from the file at `path`. Names key, values and file.
-    """
-    old = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
-    new = _flat(_plain(asdict(config)))
-    for key in sorted((old.keys() | new.keys()) - FREE_TO_CHANGE):
-        if old.get(key) != new.get(key):
+        if self.frozen_precision == "bf16" and self.precision == "fp32":
+            raise ConfigError("frozen_precision bf16 needs precision bf16, as fp32 cannot compute with such weights")
+        if self.strategy == "fsdp" and self.optimizer.kind == "adamw_8bit":
+            raise ConfigError("optimizer.kind adamw_8bit cannot be sharded; use adamw with strategy fsdp, or ddp")
+        never = self.validate_every_steps is None and self.validate_every_minutes is None
+        if self.patience is not None and (never or not self.validation_windows):
             raise ConfigError(
-                f"{path} began with {key} = {old.get(key)}, now it is {new.get(key)}; "
-                "continue with the old value, choose another run folder, or delete this one"
+                f"patience {self.patience} counts validations; set validation_windows above 0 and "
+                "validate_every_steps or validate_every_minutes"
             )
 
+    @property
+    def windows_a_step(self) -> int:
+        """Windows of one optimizer step, all processes together."""
+        return self.batch_size * self.accumulate * self.devices * self.nodes
 
-def _plain(value: Any) -> Any:
-    """The same with what YAML knows: tuples as lists, paths as strings."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    @property
+    def scaled_learning_rate(self) -> float:
+        """At the top of the schedule, after scaling."""
+        optimizer = self.optimizer
+        if optimizer.reference_batch is None:
+            return optimizer.learning_rate
+        return optimizer.learning_rate * self.windows_a_step / optimizer.reference_batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,15 @@ class WindowDataModule(LightningDataModule):
         training: the windows to train on.
         validation: the held-out windows, or None.
         start_batch: batches that earlier sessions of this run have trained on.
+
+    Attributes:
+        held_out_count: batches of `held_out_batches` that count.
     """
 
     def __init__(self, config: TrainConfig, training: Windows, validation: Windows | None, start_batch: int) -> None:
         super().__init__()
         self.config, self.training, self.validation = config, training, validation
-        self._start_batch = start_batch
+        self._start_batch, self.held_out_count = start_batch, 0
         weights = training.draw_weights(balance_tasks=config.data.balance_tasks)
         self.stream = WindowStream(weights, config.seed)
 
@@ -73,14 +77,20 @@ class WindowDataModule(LightningDataModule):
     def held_out_batches(self) -> DataLoader[Any] | list[Any]:
         """This process's share of the held-out windows, each once; empty without validation.
 
-        It is not called `val_dataloader`, as validation is not left to Lightning (see `Session`).
+        Every process gets equally many batches, as sharded policies compute together; those beyond
+        `held_out_count` are filled up with some window. It is not called `val_dataloader`, as validation is not
+        left to Lightning (see `Session`).
         """
         if self.validation is None:
             return []
         rank, processes = self._place()
-        count, size = self.config.validation_windows, self.config.batch_size
-        numbers = held_out_numbers(len(self.validation), count, rank=rank, processes=processes).tolist()
-        return self._loader(self.validation, [numbers[i : i + size] for i in range(0, len(numbers), size)])
+        total, size = self.config.validation_windows, self.config.batch_size
+        shares = [held_out_numbers(len(self.validation), total, rank=r, processes=processes) for r in range(processes)]
+        mine = shares[rank].tolist()
+        batches = [mine[i : i + size] for i in range(0, len(mine), size)]
+        self.held_out_count = len(batches)
+        most = math.ceil(max(map(len, shares)) / size)
+        return self._loader(self.validation, batches + [[0]] * (most - len(batches)))
 
     def _place(self) -> tuple[int, int]:
         """This process's rank and the number of processes."""

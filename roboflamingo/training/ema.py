@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from roboflamingo.training.sharding import share_of
+
 
 class WeightAverage:
     """Averages the parameters of a module that require gradients.
@@ -55,4 +57,4 @@ class WeightAverage:
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Continues from averages that `state_dict` gave."""
         for name, average in self._average.items():
-            average.copy_(state[name])
+            average.copy_(share_of(state[name], average))

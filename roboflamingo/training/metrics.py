@@ -1,4 +1,4 @@
-"""Writes what training measures to `metrics.jsonl` and TensorBoard.
+"""Writes what training measures to `metrics.jsonl`, and hands it on to further loggers.
 
 `metrics.jsonl` has a line for every logged step, the mean over the steps since the last line:
     {"step", "epoch", "lr", "loss", "pose", "gripper", "auxiliary", "grad_norm", "frames_per_s", "elapsed_s"}
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from torch.utils.tensorboard import SummaryWriter
+
+from roboflamingo.training.loggers import Logger
 
 
 class RunningMean:
@@ -59,27 +61,27 @@ class MetricsLog:
         run: the run's folder.
         step: the step that training continues from. Lines of later steps, which a killed session has
             written after its last checkpoint, are dropped, as they will be written again.
+        further: where lines go besides the file.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int, further: Sequence[Logger] = ()) -> None:
         path = run / "metrics.jsonl"
         _truncate(path, step)
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._further = further
 
     def write(self, line: dict[str, float]) -> None:
         """One line; it is on disk when this returns."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        step = int(line["step"])
-        for name, value in line.items():
-            if name != "step":
-                self._board.add_scalar(name, value, step)
+        for logger in self._further:
+            logger.write(line)
 
     def close(self) -> None:
-        """Ends both logs."""
+        """Ends all logs."""
         self._file.close()
-        self._board.close()
+        for logger in self._further:
+            logger.close()
 
 
 def _truncate(path: Path, step: int) -> None:

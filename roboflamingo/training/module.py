@@ -8,11 +8,15 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from roboflamingo.policy import RoboFlamingo
 from roboflamingo.training.config import TrainConfig
-from roboflamingo.training.progress import Progress, learning_rate
+from roboflamingo.training.layers import shard
+from roboflamingo.training.optimizer import make_optimizer
+from roboflamingo.training.progress import Progress
+from roboflamingo.training.schedule import learning_rate
+from roboflamingo.training.sharding import whole
 
 
 class PolicyModule(LightningModule):
@@ -38,17 +42,20 @@ class PolicyModule(LightningModule):
         self.grad_norm = torch.zeros(())
         self.learning_rate = 0.0
 
+    def configure_model(self) -> None:
+        """Shards the policy where the strategy has made a mesh of processes."""
+        if self.device_mesh is not None:
+            shard(self.policy, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> Optimizer:
-        """AdamW; fused, as one kernel instead of a hundred matters at any size."""
-        settings = self.config.optimizer
-        groups = weight_decay_groups(self.policy, settings.weight_decay)
-        return AdamW(groups, lr=settings.learning_rate, betas=(settings.beta1, settings.beta2), fused=True)
+        """Over what trains."""
+        return make_optimizer(self.policy, self.config)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seeds the batch and sets the learning rate of the step it belongs to."""
         place = [self.config.seed, self._first_batch + batch_idx, self.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
-        self.learning_rate = learning_rate(self.config.optimizer, self.progress)
+        self.learning_rate = learning_rate(self.config, self.progress)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = self.learning_rate
 
@@ -67,20 +74,4 @@ class PolicyModule(LightningModule):
         """Clips the accumulated gradient, once an optimizer step, and keeps its norm for the log."""
         limit = self.config.optimizer.clip
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
-        self.grad_norm = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
-
-
-def weight_decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trained parameters in two groups: matrices, which decay, and the rest, which must not.
-
-    Biases, norms and gates are vectors or scalars; embeddings and latents are tables of vectors, which a
-    batch may leave without gradient and decay would shrink all the same.
-    """
-    tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
-    decay: list[nn.Parameter] = []
-    keep: list[nn.Parameter] = []
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            is_table = id(parameter) in tables or any(word in name for word in ("embed", "latents"))
-            (keep if parameter.ndim < 2 or is_table else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
+        self.grad_norm = whole(nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
-
-from roboflamingo.training.config import OptimizerConfig
 
 
 @dataclass
@@ -19,6 +16,7 @@ class Progress:
         step: optimizer steps made.
         elapsed_s: seconds spent, as of the last step.
         previous_s: seconds spent, as of the step before.
+        stopped_early: training has ended before that, as it brought nothing any more.
     """
 
     max_steps: int | None
@@ -26,6 +24,7 @@ class Progress:
     step: int = 0
     elapsed_s: float = 0.0
     previous_s: float = 0.0
+    stopped_early: bool = False
     _origin: float = 0.0
 
     def start_clock(self) -> None:
@@ -50,7 +49,7 @@ class Progress:
 
     def finished(self) -> bool:
         """Whether training has reached its end."""
-        return self.fraction() >= 1.0
+        return self.stopped_early or self.fraction() >= 1.0
 
     def due(self, every_steps: int | None, every_minutes: float | None) -> bool:
         """Whether the last step completed another `every_steps` steps or `every_minutes` minutes."""
@@ -58,10 +57,3 @@ class Progress:
         if by_steps or every_minutes is None:
             return by_steps
         return self.elapsed_s // (60 * every_minutes) > self.previous_s // (60 * every_minutes)
-
-
-def learning_rate(config: OptimizerConfig, progress: Progress) -> float:
-    """Of the step to come: linear warm-up by steps, times the schedule by the fraction done."""
-    warmup = min(1.0, (progress.step + 1) / max(1, config.warmup_steps))
-    decay = 0.5 * (1 + math.cos(math.pi * progress.fraction())) if config.schedule == "cosine" else 1.0
-    return config.learning_rate * warmup * decay

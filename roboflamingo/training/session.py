@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
-from roboflamingo.training.checkpoint import (
-    load_trained_weights,
-    save_policy_whole,
-    save_state,
-    trained_weights,
-)
+from roboflamingo.training.checkpoint import save_policy_whole, save_state, trained_weights
 from roboflamingo.training.datamodule import WindowDataModule
 from roboflamingo.training.display import Display
 from roboflamingo.training.ema import WeightAverage
+from roboflamingo.training.loggers import open_loggers
 from roboflamingo.training.metrics import MetricsLog, RunningMean
 from roboflamingo.training.module import PolicyModule
+from roboflamingo.training.sharding import share_of_optimizer_state, whole
+from roboflamingo.training.stopping import Patience, StopSignals
+from roboflamingo.training.summary import summary
 from roboflamingo.training.validation import validate
 
 
@@ -34,8 +31,8 @@ class Session(Callback):
     Args:
         module: what is trained.
         data: where batches come from.
-        saved: the state of the last session, or None.
-        console: for the progress bar.
+        saved: the state of the last session, or None; its weights are in the module already.
+        console: for the summary and the progress bar.
 
     Attributes:
         stopped_by: the signal (SIGTERM, SIGINT) that ended the session before the run's end, or None.
@@ -47,14 +44,14 @@ class Session(Callback):
         self.module, self.data, self.config, self.progress = module, data, module.config, module.progress
         self.run = Path(self.config.run)
         self.stopped_by: signal.Signals | None = None
-        self._signal = 0
+        self._signals = StopSignals()
+        self._patience = Patience(self.config.patience, self.config.min_delta)
         self._saved = saved
         self._means = RunningMean()
-        self._best: float | None = None
         self._validated_step = -1
         self._logged = (self.progress.step, self.progress.elapsed_s)
         self._average: WeightAverage | None = None
-        self._display = Display(self.progress, console)
+        self._console, self._display = console, Display(self.progress, console)
         self._log: MetricsLog | None = None  # only one process writes
 
     # --- the session's beginning ----------------------------------------------------------------
@@ -68,30 +65,21 @@ class Session(Callback):
             self._restore(self._saved, trainer)
             self._saved = None
         if trainer.is_global_zero:
-            self._log = MetricsLog(self.run, self.progress.step)
+            self._log = MetricsLog(self.run, self.progress.step, open_loggers(self.config, self.progress.step))
         self._held_out = self.data.held_out_batches()
+        self._console.print(summary(self.module.policy, self.config), highlight=False)
         self._display.open()
-        self._catch_signals()
+        self._signals.catch()
         self.progress.start_clock()
 
     def _restore(self, saved: dict[str, Any], trainer: Trainer) -> None:
-        load_trained_weights(self.module.policy, saved["weights"])
-        trainer.optimizers[0].load_state_dict(saved["optimizer"])
+        optimizer = trainer.optimizers[0]
+        optimizer.load_state_dict(share_of_optimizer_state(saved["optimizer"], optimizer))
         if self._average is not None:
             self._average.load_state_dict(saved["average"])
         self._means.load_state_dict(saved["means"], self.module.device)
-        self._best, self._validated_step = saved["best"], saved["validated_step"]
-
-    def _catch_signals(self) -> None:
-        """Replaces Lightning's handlers, which do not save; it puts the original ones back afterwards."""
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_signal)
-            signal.signal(signal.SIGINT, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Asks for a stop after the current step. A second signal finds the default handlers."""
-        self._signal = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        self._patience.load_state_dict(saved)
+        self._validated_step = saved["validated_step"]
 
     # --- every step -----------------------------------------------------------------------------
 
@@ -118,7 +106,7 @@ class Session(Callback):
 
     def _agree(self, trainer: Trainer) -> tuple[float, int]:
         """Seconds spent and a signal to stop by (0: none), the same in all processes."""
-        elapsed_s, stop = self.progress.clock(), self._signal
+        elapsed_s, stop = self.progress.clock(), self._signals.received
         if trainer.world_size > 1:
             mine = torch.tensor([elapsed_s, stop], dtype=torch.float64, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
@@ -163,33 +151,34 @@ class Session(Callback):
             return
         self._validated_step = self.progress.step
         with self._averaged_weights():
-            results = validate(self.module.policy, self._held_out, trainer)
-            is_best = self._best is None or results["val_loss"] < self._best
-            if is_best:
-                self._best = results["val_loss"]
+            results = validate(self.module.policy, self._held_out, trainer, self.data.held_out_count)
+            is_best = self._patience.is_best(results["val_loss"])
             if self._log is not None:
                 line = self._place(trainer) | results
                 self._log.write(line)
                 self._display.validated(line, is_best)
-                if is_best:
-                    save_policy_whole(self.module.policy, self.run / "policy_best")
+            if is_best:
+                save_policy_whole(self.module.policy, self.run / "policy_best", write=self._log is not None)
+        self.progress.stopped_early = self._patience.exhausted()
 
     def _save(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt`, the same for all processes."""
+        """Writes `last.ckpt`, the same for all processes and however they share the weights."""
         self._means.share(trainer)
-        if self._log is None:
-            return
-        state = {
-            "step": self.progress.step,
-            "elapsed_s": self.progress.elapsed_s,
+        sharded = {
             "weights": trained_weights(self.module.policy),
             "optimizer": trainer.optimizers[0].state_dict(),
             "average": None if self._average is None else self._average.state_dict(),
+        }
+        state = whole(sharded, keep=self._log is not None)
+        if self._log is None:
+            return
+        state |= {
+            "step": self.progress.step,
+            "elapsed_s": self.progress.elapsed_s,
             "means": self._means.state_dict(),
-            "best": self._best,
             "validated_step": self._validated_step,
         }
-        save_state(state, self.run / "last.ckpt")
+        save_state(state | self._patience.state_dict(), self.run / "last.ckpt")
 
     # --- the session's end ----------------------------------------------------------------------
 
@@ -197,9 +186,8 @@ class Session(Callback):
         """A finished run leaves its policy; any leaves its state."""
         if self.progress.finished():
             self._validate(trainer)
-            if self._log is not None:
-                with self._averaged_weights():
-                    save_policy_whole(self.module.policy, self.run / "policy")
+            with self._averaged_weights():
+                save_policy_whole(self.module.policy, self.run / "policy", write=self._log is not None)
         self._save(trainer)
         if self._log is not None:
             self._log.close()

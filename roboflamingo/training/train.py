@@ -9,21 +9,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
 from roboflamingo.checkpoint import CONFIG, load_policy, read_config
+from roboflamingo.data.windows import Windows
 from roboflamingo.policy import RoboFlamingo
-from roboflamingo.training.checkpoint import load_state
-from roboflamingo.training.config import TrainConfig, check_same_config, write_config
+from roboflamingo.training.checkpoint import load_state, load_trained_weights
+from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.datamodule import WindowDataModule, open_windows
+from roboflamingo.training.extras import check_extras
+from roboflamingo.training.layers import cast_frozen, checkpoint_activations, compile_layers
 from roboflamingo.training.module import PolicyModule
 from roboflamingo.training.progress import Progress
+from roboflamingo.training.resolved import check_same_config, write_config
 from roboflamingo.training.session import Session
+from roboflamingo.training.stopping import Patience
 
 
 class TrainingStopped(Exception):  # noqa: N818 (it is no error)
@@ -41,8 +47,8 @@ class TrainingStopped(Exception):  # noqa: N818 (it is no error)
 def train(config: TrainConfig, *, console: Console | None = None) -> Path:
     """Trains, or continues to train, or returns at once where the run is complete.
 
-    The run's folder gets `config.yaml`, `last.ckpt`, `metrics.jsonl` (see `metrics.py`), `tensorboard/`,
-    `policy_best/` (lowest held-out loss) and, at the end, `policy/`; both policies are read by `load_policy`.
+    The run's folder gets `config.yaml`, `last.ckpt`, `metrics.jsonl` (see `metrics.py`), what further loggers
+    write, `policy_best/` (lowest held-out loss) and, at the end, `policy/`; both policies are read by `load_policy`.
 
     Args:
         config: see `TrainConfig`.
@@ -57,6 +63,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
         DataError: a data set is missing or broken.
         FileNotFoundError: `start_from` is no policy folder.
     """
+    check_extras(config)
     first = getattr(rank_zero_only, "rank", 0) == 0  # of the processes that DDP starts
     console = (console or Console(stderr=True)) if first else Console(quiet=True)
     run = Path(config.run)
@@ -73,26 +80,68 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
     if first:
         write_config(config, run / "config.yaml")
 
-    progress = Progress(config.max_steps, config.max_minutes)
-    if saved is not None:
-        progress.step, progress.elapsed_s = saved["step"], saved["elapsed_s"]
+    progress = _progress(config, saved)
     if progress.finished() and (run / "policy").is_dir():
         console.print(f"{run} is complete at step {progress.step}", soft_wrap=True)
         return run / "policy"
 
     torch.manual_seed(config.seed)  # initial weights
     policy = RoboFlamingo(config.policy) if config.start_from is None else load_policy(config.start_from)
+    fit(policy, config, (training, held_out), saved, console)
+    return run / "policy"
+
+
+def fit(
+    policy: RoboFlamingo,
+    config: TrainConfig,
+    windows: tuple[Windows, Windows | None],
+    saved: dict[str, Any] | None,
+    console: Console,
+) -> None:
+    """Trains a policy that has been made, as far as its parameters require gradients, from the last saved state on.
+
+    Args:
+        policy: what to train; its layers are changed for good (see `layers.py`).
+        config: see `TrainConfig`; `policy`, `start_from` and `data` have been used by now.
+        windows: to train on, and held-out ones.
+        saved: the state of the run's last session, or None.
+        console: for progress.
+
+    Raises:
+        TrainingStopped: SIGTERM or SIGINT came; the run is saved.
+        ConfigError: the saved state is another policy's.
+    """
+    if saved is not None:
+        load_trained_weights(policy, saved["weights"])
+    if config.frozen_precision == "bf16":
+        cast_frozen(policy)
+    if config.checkpoint_activations:
+        checkpoint_activations(policy)
+    if config.compile:
+        compile_layers(policy)
+    progress = _progress(config, saved)
     module = PolicyModule(policy, config, progress)
-    data = WindowDataModule(config, training, held_out, progress.step * config.accumulate)
+    data = WindowDataModule(config, *windows, progress.step * config.accumulate)
     session = Session(module, data, saved, console)
     with _quiet_lightning():
         _trainer(config, session).fit(module, datamodule=data)
     if session.stopped_by is not None:
-        stopped = TrainingStopped(session.stopped_by, run, progress.step)
+        stopped = TrainingStopped(session.stopped_by, Path(config.run), progress.step)
         console.print(str(stopped), soft_wrap=True)
         raise stopped
-    console.print(f"trained {run / 'policy'}", soft_wrap=True)
-    return run / "policy"
+    early = f" until step {progress.step}, when it had stopped getting better" if progress.stopped_early else ""
+    console.print(f"trained {Path(config.run) / 'policy'}{early}", soft_wrap=True)
+
+
+def _progress(config: TrainConfig, saved: dict[str, Any] | None) -> Progress:
+    """How far the run is by its saved state."""
+    progress = Progress(config.max_steps, config.max_minutes)
+    if saved is not None:
+        progress.step, progress.elapsed_s = saved["step"], saved["elapsed_s"]
+        patience = Patience(config.patience, config.min_delta)
+        patience.load_state_dict(saved)
+        progress.stopped_early = patience.exhausted()
+    return progress
 
 
 def _computes_in_bf16(accelerator: str) -> bool:
@@ -105,12 +154,11 @@ def _computes_in_bf16(accelerator: str) -> bool:
 
 def _trainer(config: TrainConfig, session: Session) -> Trainer:
     """Lightning for devices, precision, processes and accumulation; the session does the rest."""
-    many = config.devices * config.nodes > 1
     return Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
         num_nodes=config.nodes,
-        strategy=DDPStrategy(gradient_as_bucket_view=True) if many else "auto",
+        strategy=_strategy(config),
         precision="bf16-mixed" if config.precision == "bf16" else "32-true",
         accumulate_grad_batches=config.accumulate,
         max_epochs=-1,
@@ -123,6 +171,16 @@ def _trainer(config: TrainConfig, session: Session) -> Trainer:
         limit_val_batches=0,
         use_distributed_sampler=False,
     )
+
+
+def _strategy(config: TrainConfig) -> Strategy | str:
+    """How processes share the work; one process alone shares nothing."""
+    processes = config.devices * config.nodes
+    if processes == 1:
+        return "auto"
+    if config.strategy == "fsdp":
+        return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1)
+    return DDPStrategy(gradient_as_bucket_view=True)
 
 
 @contextmanager

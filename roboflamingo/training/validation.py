@@ -12,8 +12,16 @@ from roboflamingo.policy import RoboFlamingo
 
 
 @torch.no_grad()
-def validate(policy: RoboFlamingo, batches: Iterable[dict[str, Any]], trainer: Trainer) -> dict[str, float]:
+def validate(
+    policy: RoboFlamingo, batches: Iterable[dict[str, Any]], trainer: Trainer, count: int | None = None
+) -> dict[str, float]:
     """Means over all windows of all processes.
+
+    Args:
+        policy: what to measure.
+        batches: of this process.
+        trainer: knows devices, precision and processes.
+        count: the first batches that count, None for all; the policy sees the rest only to keep processes in step.
 
     Returns:
         `val_` + every part of the loss, and of the last frame's predicted actions: `val_translation_error`
@@ -22,10 +30,12 @@ def validate(policy: RoboFlamingo, batches: Iterable[dict[str, Any]], trainer: T
     """
     sums: dict[str, torch.Tensor] = {}
     policy.eval()
-    for batch in batches:
+    for number, batch in enumerate(batches):
         batch = trainer.strategy.batch_to_device(batch)
         with trainer.precision_plugin.val_step_context():
             losses, prediction = policy.loss(batch), policy.predict(batch)
+        if count is not None and number >= count:
+            continue
         windows = torch.tensor(len(batch["instruction"]), device=batch["actions"].device)
         parts = {f"val_{name}": (value * windows, windows) for name, value in losses.items()}
         for name, total in (parts | _action_errors(prediction, batch)).items():

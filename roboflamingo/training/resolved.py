@@ -1,0 +1,85 @@
+"""The resolved configuration of a run, on disk, and what of it may change when the run is continued."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from roboflamingo.training.config import ConfigError, DataConfig, TrainConfig
+
+FREE_TO_CHANGE = frozenset(
+    {
+        "run",
+        "max_steps",
+        "max_minutes",
+        "data.cache",
+        "data.workers",
+        "data.pack_processes",
+        "checkpoint_activations",
+        "compile",
+        "strategy",
+        "loggers",
+        "wandb.project",
+        "wandb.mode",
+        "log_every_steps",
+        "validate_every_steps",
+        "validate_every_minutes",
+        "validation_windows",
+        "patience",
+        "min_delta",
+        "save_every_steps",
+        "save_every_minutes",
+    }
+)
+"""Keys that may differ when a run is continued; any other would make it neither the old run nor a new one."""
+
+
+def write_config(config: TrainConfig, path: Path) -> None:
+    """Writes the resolved configuration, which `--config` reads back."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
+    temporary.replace(path)
+
+
+def check_same_config(config: TrainConfig, path: Path) -> None:
+    """Refuses to continue a run with another configuration than it began with.
+
+    A key that the file lacks is younger than the run; its default says what was done before it existed.
+
+    Raises:
+        ConfigError: a key of `config` differs from the file at `path`. Names key, values and file.
+    """
+    old = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    new = _flat(plain(config))
+    before = _flat(plain(TrainConfig(run="", data=DataConfig(folders={"": 1.0}), max_steps=1))) | old
+    for key in sorted((old.keys() | new.keys()) - FREE_TO_CHANGE):
+        if before.get(key) != new.get(key):
+            raise ConfigError(
+                f"{path} began with {key} = {before.get(key)}, now it is {new.get(key)}; "
+                "continue with the old value, choose another run folder, or delete this one"
+            )
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as dicts, lists and values that YAML knows."""
+    return _plain(asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    """The same with what YAML knows: tuples as lists, paths as strings."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
