@@ -289,7 +289,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=MPT_VOCABULARY, help="tokens that the small case knows")
     parser.add_argument("--batch", type=int, default=4, help="windows")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of ours")
+    parser.add_argument("--reference_precision", choices=("fp32", "bf16"), default="fp32", help="its recipe's is fp32")
     parser.add_argument("--frozen_precision", choices=("fp32", "bf16"), default="fp32", help="ours only")
     parser.add_argument("--checkpoint_activations", action="store_true", help="ours only")
     parser.add_argument("--switches", nargs="*", choices=SWITCHES, default=SWITCHES, help="of the reference's way")
@@ -308,17 +309,24 @@ def main() -> None:
         policy, given.batch, given.device, given.precision, given.frozen_precision, given.checkpoint_activations,
         given.threads, switches=(),
     )  # fmt: skip
-    theirs = replace(ours, frozen_precision="fp32", checkpoint=False, switches=tuple(given.switches))
+    theirs = replace(
+        ours,
+        precision=given.reference_precision,
+        frozen_precision="fp32",
+        checkpoint=False,
+        switches=tuple(given.switches),
+    )
     ways = {"ours": ours, "the reference's way": theirs}
     if given.each:
-        ways |= {f"ours with {switch}": replace(theirs, switches=(switch,)) for switch in given.switches}
+        ways |= {f"ours with {switch}": replace(ours, switches=(switch,)) for switch in given.switches}
     results = measure(ways, given.rounds, given.steps)
     frames = given.batch * policy.window
     for name, result in results.items():
         speed, memory = frames / result["seconds"], result["bytes"] / 1e9
         print(f"{name:24s} {speed:10.1f} frames/s {memory:8.2f} GB   first loss {result['loss']:.6f}")
     mine, reference = results["ours"], results["the reference's way"]
-    if abs(mine["loss"] - reference["loss"]) > (1e-4 if given.precision == "fp32" else 2e-2):
+    same = given.precision == given.reference_precision == "fp32"
+    if abs(mine["loss"] - reference["loss"]) > (1e-4 if same else 2e-2):
         raise SystemExit(f"the two ways do not compute the same: first losses {mine['loss']} and {reference['loss']}")
     print(
         json.dumps(
@@ -331,6 +339,7 @@ def main() -> None:
                 "preset": "small" if given.policy is None else str(given.policy),
                 "device": torch.cuda.get_device_name() if given.device == "cuda" else "cpu",
                 "precision": given.precision,
+                "reference_precision": given.reference_precision,
                 "batch": given.batch,
                 "threads": given.threads,
                 "switches": list(given.switches),
