@@ -27,11 +27,15 @@ POLICY = [
     "einops-exts>=0.0.4",  # likewise
     "lightning>=2.4",  # the training loop, DDP
     "jsonargparse[signatures]>=4.35",  # command line and YAML from typed signatures
+    "huggingface_hub>=0.34",  # published weights, from the cache or the hub
     "safetensors>=0.4",  # weights that hold no code
     "tensorboard>=2.15",  # training curves, live
 ]
 DIFFUSION = [
     "diffusers>=0.30",  # noise schedules of the diffusion head
+]
+LORA = [
+    "peft>=0.14",  # low-rank updates
 ]
 DEVELOP = [
     "pytest>=8",
@@ -55,8 +59,9 @@ setup(
     package_data={"calvin_eval": ["data/*", "report/*.html.j2"], "roboflamingo": ["py.typed"]},
     install_requires=SIMULATOR + POLICY,
     extras_require={
-        "dev": DEVELOP + DIFFUSION,
+        "dev": DEVELOP + DIFFUSION + LORA,
         "diffusion": DIFFUSION,
+        "lora": LORA,
         "wandb": ["wandb>=0.17"],  # Weights & Biases as a logger
         "adam8bit": ["bitsandbytes>=0.45"],  # AdamW with a byte for each of its two averages
         # open_flamingo 2.0.1 pins torch==2.0.1, so pip cannot solve for it: install it with --no-deps (see Makefile)

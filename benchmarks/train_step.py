@@ -35,6 +35,7 @@ from open_flamingo.src import flamingo_lm, helpers
 from torch import Tensor, nn
 
 from calvin_eval.files import provenance
+from roboflamingo.backbone.filling import halve
 from roboflamingo.backbone.flamingo import (
     BackboneConfig,
     CrossAttentionConfig,
@@ -47,7 +48,7 @@ from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.checkpoint import read_config
 from roboflamingo.heads import HeadConfig
 from roboflamingo.policy import PolicyConfig, RoboFlamingo
-from roboflamingo.training.layers import cast_frozen, checkpoint_activations
+from roboflamingo.training.layers import checkpoint_activations
 
 SWITCHES = ("cameras", "attention", "logits", "hidden_states", "optimizer")
 SENTENCES = ("push the red block to the left", "open the drawer", "pull the handle of the sliding door to the right")
@@ -187,7 +188,7 @@ def make_policy(options: Options) -> RoboFlamingo:
         trains = "gated_cross_attn_layer" in name or not any(part in name for part in FROZEN)
         parameter.requires_grad = trains
     if options.frozen_precision == "bf16":
-        cast_frozen(policy)
+        halve(policy)
     if options.checkpoint:
         checkpoint_activations(policy)
     return policy.to(options.device)

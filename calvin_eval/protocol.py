@@ -17,7 +17,7 @@ Non-obvious behaviours
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -51,12 +51,14 @@ class Observation:
         scene_obs: (24,) float64: slide, drawer, button, switch, lightbulb, led, then position and euler xyz of
             three blocks **in the scene's own block order** (CALVIN SPEC 1.3). Privileged: demonstrators,
             oracle and auxiliary losses only; None where nobody knows it.
+        vectors: what else is measured, by name: force, tactile features ...
     """
 
     rgb_static: np.ndarray
     rgb_gripper: np.ndarray
     robot_obs: np.ndarray
     scene_obs: np.ndarray | None = None
+    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Contact(NamedTuple):

@@ -12,14 +12,18 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
+from roboflamingo.backbone.filling import allocate
 from roboflamingo.policy import PolicyConfig, RoboFlamingo
 
-WEIGHTS, CONFIG = "weights.safetensors", "config.yaml"
+WEIGHTS, CONFIG, TOKENIZER = "weights.safetensors", "config.yaml", "tokenizer"
 
 
 def save_policy(policy: RoboFlamingo, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Writes a policy into a folder, each file atomically; the config last, so that a folder with one is whole.
+
+    The folder needs nothing besides: all weights are in it, and the language model's tokenizer.
 
     The auxiliary layer stays with it, so that training can go on from here; running the policy ignores it.
 
@@ -33,6 +37,8 @@ def save_policy(policy: RoboFlamingo, folder: Path, weights: Mapping[str, torch.
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     save_file(weights, folder / f".{WEIGHTS}")
     os.replace(folder / f".{WEIGHTS}", folder / WEIGHTS)
+    if not policy.config.backbone.language.words:
+        policy.backbone.instructions.tokenizer.save_pretrained(folder / TOKENIZER)
     temporary = folder / f".{CONFIG}"
     temporary.write_text(yaml.safe_dump(_plain(asdict(policy.config)), sort_keys=False), encoding="utf-8")
     os.replace(temporary, folder / CONFIG)
@@ -49,7 +55,11 @@ def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> RoboF
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no policy: {name} is missing")
-    policy = RoboFlamingo(read_config(folder / CONFIG))
+    tokenizer = None
+    if (folder / TOKENIZER).is_dir():
+        tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER, local_files_only=True)
+    policy = RoboFlamingo(read_config(folder / CONFIG), tokenizer, empty=True)
+    allocate(policy.backbone)
     try:
         weights = load_file(folder / WEIGHTS)
     except SafetensorError as error:
@@ -64,7 +74,7 @@ def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> RoboF
             raise ValueError(
                 f"{folder / WEIGHTS}: {name} is {tuple(tensor.shape)}, but {CONFIG} asks for {tuple(wanted)}"
             )
-    policy.load_state_dict(weights)
+    policy.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in weights.items()}, assign=True)
     return policy.to(device).eval()
 
 

@@ -7,6 +7,7 @@ the last K chunks say about it. All state of an episode is in its memory.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,8 +16,12 @@ import torch
 from torch import Tensor
 
 from calvin_eval.protocol import ACTION_SIZE, Observation
+from roboflamingo.backbone import Text
 from roboflamingo.data.images import resize_image
 from roboflamingo.policy import RoboFlamingo
+
+KEPT_TEXTS = 64
+"""Sets of instructions whose reading is kept."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +30,23 @@ class EpisodeMemory:
 
     Attributes:
         instruction: the sentence.
-        features: (t, D) of the last T - 1 observed frames at most.
+        frames: of the last T - 1 observed frames at most, (t, D) fused vectors; where fusion joins frames,
+            visual tokens (t, R, Dv).
         chunks: past predictions (K, 7) for the temporal ensemble, newest first.
         step: predictions made so far.
     """
 
     instruction: str
-    features: Tensor | None = None
+    frames: Tensor | None = None
     chunks: tuple[np.ndarray, ...] = field(default=())
     step: int = 0
 
 
 class PolicyController:
     """A policy that acts.
+
+    An episode's window grows from its first frame to T frames, as RoboFlamingo's does. Policies that were trained on
+    full windows only (`head.last_step_only`, and fusion that joins frames) get the first frame repeated instead.
 
     Args:
         policy: the trained module.
@@ -57,6 +66,8 @@ class PolicyController:
         if ensemble is not None and execute != 1:
             raise ValueError(f"a temporal ensemble predicts at every step: it needs execute=1, not {execute}")
         self.policy, self.execute, self.ensemble, self.seed = policy.eval(), execute, ensemble, seed
+        self._grows = not (policy.joins_window or policy.config.head.last_step_only)
+        self._texts: OrderedDict[tuple[str, ...], Text] = OrderedDict()
 
     def start(self, instruction: str) -> EpisodeMemory:
         """The memory of an episode that begins now."""
@@ -66,13 +77,30 @@ class PolicyController:
     def act(
         self, observations: Sequence[Observation], memories: Sequence[EpisodeMemory]
     ) -> tuple[np.ndarray, list[EpisodeMemory]]:
-        """The next E actions of B episodes, (B, E, 7) float64."""
-        features = self._features(observations, memories)
+        """The next E actions of B episodes, (B, E, 7) float64.
+
+        Raises:
+            ValueError: an observation lacks a vector that the policy reads; names it.
+        """
+        batch = self._batch(observations)
+        text = self._read(tuple(memory.instruction for memory in memories))
+        media, low = self.policy.see(batch["rgb_static"], batch["rgb_gripper"]), self.policy.low_dimensional(batch)
+        frames = media if self.policy.joins_window else self.policy.fuse(media, low, text)
         windows = [
-            frame if memory.features is None else torch.cat([memory.features, frame])
-            for frame, memory in zip(features.split(1), memories, strict=True)
+            frame if memory.frames is None else torch.cat([memory.frames, frame])
+            for frame, memory in zip(frames[:, 0].split(1), memories, strict=True)
         ]
-        chunks = self._chunks(windows, memories)
+        features, at = self._windows(windows)
+        if self.policy.joins_window:
+            features, at = self.policy.fuse(features, low, text), torch.zeros_like(at)
+        prediction = self.policy.head.predict(features, self._noise(memories), at=at)
+        chunks = self.policy.commands(prediction, batch["robot_obs"])[:, 0].cpu().numpy()
+        return self._give_away(chunks, windows, memories)
+
+    def _give_away(
+        self, chunks: np.ndarray, windows: Sequence[Tensor], memories: Sequence[EpisodeMemory]
+    ) -> tuple[np.ndarray, list[EpisodeMemory]]:
+        """What of the chunks (B, K, 7) is executed, and what is remembered."""
         kept = self.policy.config.window - 1
         actions, after = [], []
         for memory, window, chunk in zip(memories, windows, chunks, strict=True):
@@ -81,18 +109,41 @@ class PolicyController:
             after.append(EpisodeMemory(memory.instruction, window[-kept:] if kept else None, past, memory.step + 1))
         return _as_commands(np.stack(actions)), after
 
-    def _features(self, observations: Sequence[Observation], memories: Sequence[EpisodeMemory]) -> Tensor:
-        """(B, D) of the present frames."""
+    def _batch(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
+        """The present frames as the policy takes them, (B, 1, ...)."""
         config = self.policy.config
-        device = next(self.policy.parameters()).device
-        static = np.stack([resize_image(o.rgb_static, config.static_size) for o in observations])
-        gripper = np.stack([resize_image(o.rgb_gripper, config.gripper_size) for o in observations])
-        robot = np.stack([o.robot_obs for o in observations]).astype(np.float32)
-        inputs = {
-            name: torch.from_numpy(x).unsqueeze(1).to(device)
-            for name, x in (("static", static), ("gripper", gripper), ("robot_obs", robot))
+        arrays = {
+            "rgb_static": [resize_image(o.rgb_static, config.static_size) for o in observations],
+            "rgb_gripper": [resize_image(o.rgb_gripper, config.gripper_size) for o in observations],
+            "robot_obs": [o.robot_obs.astype(np.float32) for o in observations],
         }
-        return self.policy.features(**inputs, instruction=[memory.instruction for memory in memories])[:, 0]
+        for name in config.vectors:
+            if any(name not in o.vectors for o in observations):
+                raise ValueError(f"the policy reads {name!r}, which the observation's vectors lack")
+            arrays[name] = [np.asarray(o.vectors[name], np.float32) for o in observations]
+        device = next(self.policy.parameters()).device
+        return {
+            name: torch.from_numpy(np.stack(rows)).unsqueeze(1).to(device, non_blocking=True)
+            for name, rows in arrays.items()
+        }
+
+    def _read(self, sentences: tuple[str, ...]) -> Text:
+        """The instructions, read once for as long as an episode lasts."""
+        if sentences not in self._texts:
+            self._texts[sentences] = self.policy.read(sentences)
+            if len(self._texts) > KEPT_TEXTS:
+                self._texts.popitem(last=False)
+        return self._texts[sentences]
+
+    def _windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Windows (t, ...) of t <= T frames as one tensor (B, T, ...), and where in it their last frames are (B,)."""
+        length = self.policy.config.window if not self._grows else max(map(len, windows))
+        rows, last = [], []
+        for window in windows:
+            missing = window[:1].expand(length - len(window), *window.shape[1:])
+            rows.append(torch.cat([window, missing] if self._grows else [missing, window]))
+            last.append(len(window) - 1 if self._grows else length - 1)
+        return torch.stack(rows), torch.tensor(last, device=windows[0].device)
 
     def _noise(self, memories: Sequence[EpisodeMemory]) -> Tensor | None:
         """Noise (B, 1, K, 7) for heads that sample, drawn by seed and step: an episode repeats itself exactly."""
@@ -103,14 +154,6 @@ class PolicyController:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + memory.step)
             rows.append(torch.randn(1, self.policy.config.chunk, ACTION_SIZE, generator=generator))
         return torch.stack(rows).to(next(self.policy.parameters()).device)
-
-    def _chunks(self, windows: list[Tensor], memories: Sequence[EpisodeMemory]) -> np.ndarray:
-        """(B, K, 7) from windows (t, D) of t <= T frames; a window shorter than T begins with its first frame."""
-        length = self.policy.config.window
-        full = [torch.cat([w[:1].expand(length - len(w), -1), w]) for w in windows]
-        pose, gripper = self.policy.head.predict(torch.stack(full), self._noise(memories), last=True)
-        chunk = torch.cat([pose[:, -1], gripper[:, -1].sigmoid().mul(2).sub(1).unsqueeze(-1)], dim=-1)
-        return chunk.double().cpu().numpy()
 
     def _mean(self, past: Sequence[np.ndarray]) -> np.ndarray:
         """What the past chunks, newest first, say about the present step, averaged: (7,)."""

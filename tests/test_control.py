@@ -32,24 +32,41 @@ def run(controller, frames, instruction=SENTENCES[0]):
     return actions
 
 
-def full_windows(policy, frames, instruction=SENTENCES[0]):
-    """The last frame's chunk of each window, computed whole."""
-    controller, chunks = PolicyController(policy), []
-    memories = [controller.start(instruction)] * len(frames)
-    with torch.inference_mode():
-        features = controller._features(frames, memories)
-        for last in range(len(frames)):
-            window = [features[max(0, last - back)] for back in reversed(range(policy.config.window))]
-            prediction = policy.head(torch.stack(window)[None])
-            chunks.append(prediction.pose[0, -1].double().numpy())
-    return chunks
+def commands_of_whole_windows(policy, frames, sentence=SENTENCES[0]):
+    """Each step's chunk of poses (K, 6), its window of at most T frames computed whole, without memory."""
+    length, commands = policy.config.window, []
+    for last in range(len(frames)):
+        window = frames[max(0, last - length + 1) : last + 1]
+        if policy.config.head.last_step_only:
+            window = [window[0]] * (length - len(window)) + window
+        batch = PolicyController(policy)._batch(window)
+        with torch.inference_mode():
+            prediction = policy.predict(
+                {name: x.transpose(0, 1) for name, x in batch.items()} | {"instruction": [sentence]}
+            )
+        commands.append(prediction.pose[0, -1].double().numpy())
+    return commands
 
 
-def test_one_new_frame_a_step_gives_what_the_whole_window_gives():
-    policy = small_policy(window=3)
+@pytest.mark.parametrize("head", ["lstm", "gpt", "mlp_history", "bins"])
+@pytest.mark.parametrize("last_step_only", [False, True])
+def test_one_new_frame_a_step_gives_what_the_whole_window_gives(head, last_step_only):
+    policy = small_policy(window=3, head=HeadConfig(kind=head, hidden=16, last_step_only=last_step_only))
     frames = observations(6)
-    for action, chunk in zip(run(PolicyController(policy), frames), full_windows(policy, frames), strict=True):
-        np.testing.assert_allclose(action[0, :6], np.clip(chunk[0], -1, 1), atol=1e-6)
+    whole = commands_of_whole_windows(policy, frames)
+    for action, command in zip(run(PolicyController(policy), frames), whole, strict=True):
+        np.testing.assert_allclose(action[0, :6], command[0], atol=1e-6)
+
+
+def test_windows_that_have_just_begun_share_a_pass_with_full_ones():
+    policy = small_policy(window=3)
+    controller, frames = PolicyController(policy), observations(5)
+    old = controller.start(SENTENCES[0])
+    for frame in frames[:3]:
+        _, (old,) = controller.act([frame], [old])
+    together, _ = controller.act([frames[3], frames[4]], [old, controller.start(SENTENCES[1])])
+    np.testing.assert_allclose(together[0], run(controller, frames[:4])[-1], atol=1e-5)
+    np.testing.assert_allclose(together[1], run(controller, frames[4:], SENTENCES[1])[0], atol=1e-5)
 
 
 @pytest.mark.parametrize("execute", [1, 2, 4])
@@ -81,7 +98,7 @@ def test_commands_are_ones_that_an_environment_accepts():
 
 def test_the_ensemble_is_the_weighted_mean_of_what_past_chunks_say():
     policy, frames = small_policy(window=1), observations(5)
-    chunks, decay = full_windows(policy, frames), 0.5
+    chunks, decay = commands_of_whole_windows(policy, frames), 0.5
     for step, action in enumerate(run(PolicyController(policy, ensemble=decay), frames)):
         said = [chunks[step - age][age] for age in range(min(step + 1, 4))]  # newest first
         weights = np.exp(-decay * np.arange(len(said))[::-1])

@@ -11,6 +11,9 @@ D, K, T = 10, 4, 3
 SAMPLERS = ("diffusion", "flow")
 
 
+LAST = torch.full((2,), T - 1)
+
+
 def a_head(kind, **changes):
     """A small head; an untrained denoiser says nothing, so its last layer gets random weights."""
     torch.manual_seed(0)
@@ -60,15 +63,15 @@ def test_no_head_sees_the_future(kind):
 @pytest.mark.parametrize("kind", sorted(set(HEADS) - {"mlp"}))
 def test_the_past_is_seen(kind):
     head, features, noise = a_head(kind), a_problem()[0], torch.randn(2, T, K, 7)
-    before = head.predict(features, noise, last=True)
+    before = head.predict(features, noise[:, -1:], at=LAST)
     features[:, 0] += 1.0
-    assert not torch.allclose(before.gripper_logits, head.predict(features, noise, last=True).gripper_logits)
+    assert not torch.allclose(before.gripper_logits, head.predict(features, noise[:, -1:], at=LAST).gripper_logits)
 
 
 @pytest.mark.parametrize("kind", sorted(HEADS))
 def test_the_last_frame_alone_is_what_it_is_among_all(kind):
     head, features, noise = a_head(kind), a_problem()[0], torch.randn(2, T, K, 7)
-    among, alone = head.predict(features, noise), head.predict(features, noise, last=True)
+    among, alone = head.predict(features, noise), head.predict(features, noise[:, -1:], at=LAST)
     assert alone.pose.shape == (2, 1, K, 6) and alone.gripper_logits.shape == (2, 1, K)
     torch.testing.assert_close(alone.pose, among.pose[:, -1:])
     torch.testing.assert_close(alone.gripper_logits, among.gripper_logits[:, -1:])

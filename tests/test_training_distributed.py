@@ -18,10 +18,11 @@ from torch.distributed.tensor import DTensor
 
 from policies import a_batch, frozen_policy
 from processes import run_in_processes
+from roboflamingo.backbone.filling import halve
 from roboflamingo.checkpoint import load_policy
 from roboflamingo.training.checkpoint import load_state
 from roboflamingo.training.config import OptimizerConfig
-from roboflamingo.training.layers import cast_frozen, shard
+from roboflamingo.training.layers import shard
 from roboflamingo.training.train import train
 from runs import deterministic_policy, losses, metrics, tiny_run, write_yaml
 from synthetic import write_dataset
@@ -92,7 +93,7 @@ def compare_sharded_with_whole() -> None:
     """In each of two processes, on the same batch: frozen weights in bf16, trained ones in fp32."""
     torch.distributed.init_process_group("gloo")
     policy = frozen_policy()
-    cast_frozen(policy)
+    halve(policy)
     batch = a_batch(policy.config)
     whole, shared = policy, deepcopy(policy)
     shard(shared, init_device_mesh("cpu", (2,)))

@@ -76,14 +76,12 @@ def test_wandb_without_its_library_says_what_to_install(
 def test_the_summary_counts_every_parameter_once_by_part() -> None:
     policy = frozen_policy()
     parts = parts_of(policy)
-    assert list(parts) == [
-        "vision_encoder", "perceiver", "perceiver_gripper", "lang_encoder", "cross_attention", "head", "auxiliary",
-    ]  # fmt: skip
+    assert list(parts) == ["vision encoder", "language model", "cross-attention", "resampler", "head", "auxiliary"]
     assert sum(part.trained for part in parts.values()) == sum(
         p.numel() for p in policy.parameters() if p.requires_grad
     )
     assert sum(part.frozen_tensors for part in parts.values()) == sum(not p.requires_grad for p in policy.parameters())
-    assert parts["cross_attention"].frozen == parts["vision_encoder"].trained == 0
+    assert parts["cross-attention"].frozen == parts["vision encoder"].trained == 0
     assert parts["head"].bytes == 4 * parts["head"].trained
 
 

@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from policies import a_batch, frozen_policy, small_config
+from roboflamingo.backbone.filling import halve
 from roboflamingo.checkpoint import WEIGHTS, load_policy
 from roboflamingo.heads import HeadConfig
 from roboflamingo.policy import RoboFlamingo
 from roboflamingo.training.checkpoint import load_state
 from roboflamingo.training.config import ConfigError, OptimizerConfig, TrainConfig
 from roboflamingo.training.datamodule import open_windows
-from roboflamingo.training.layers import cast_frozen, checkpoint_activations, compile_layers
+from roboflamingo.training.layers import checkpoint_activations, compile_layers
 from roboflamingo.training.train import fit
 from runs import losses, tiny_run
 from synthetic import write_dataset
@@ -53,7 +54,7 @@ def assert_same(policy: RoboFlamingo, other: RoboFlamingo, autocast: bool = Fals
 
 def test_only_frozen_matrices_of_multiplying_layers_are_cast() -> None:
     policy = frozen_policy()
-    cast_frozen(policy)
+    halve(policy)
     tables = {id(m.weight) for m in policy.modules() if isinstance(m, nn.Embedding)}
     for name, parameter in policy.named_parameters():
         if parameter.requires_grad or parameter.ndim < 2 or id(parameter) in tables:
@@ -67,7 +68,7 @@ def test_only_frozen_matrices_of_multiplying_layers_are_cast() -> None:
 def test_frozen_bf16_weights_give_what_mixed_precision_gives_anyway() -> None:
     policy = frozen_policy()
     cast = deepcopy(policy)
-    cast_frozen(cast)
+    halve(cast)
     assert_same(policy, cast, autocast=True)
 
 

@@ -1,5 +1,5 @@
-"""The vision-language model."""
+"""The vision-language model that policies are built on."""
 
-from roboflamingo.backbone.flamingo import BackboneConfig, Flamingo
+from roboflamingo.backbone.flamingo import BackboneConfig, Flamingo, Text
 
-__all__ = ["BackboneConfig", "Flamingo"]
+__all__ = ["BackboneConfig", "Flamingo", "Text"]

@@ -1,26 +1,26 @@
 """The backbone: images and an instruction in, the language model's hidden states out.
 
-Frames do not see each other here; time is the head's business. Both cameras' tokens are resampled each on its own
-and joined ("post" fusion). Shapes: N frames, R latents of both cameras together, L text tokens, D width.
+Frames do not see each other here unless `vit_concat` joins them; time is the head's business. Shapes: N frames,
+B texts, R visual tokens of a frame, L text tokens, D width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
+from roboflamingo.backbone.adapters import Adapter, LoRAConfig, add_lora
 from roboflamingo.backbone.attention import GatedCrossAttentionBlock, PerceiverResampler
-from roboflamingo.backbone.language import (
-    SPECIAL,
-    Instructions,
-    LanguageConfig,
-    tiny_language_model,
-    word_tokenizer,
-)
+from roboflamingo.backbone.decoders import DECODERS, language_model
+from roboflamingo.backbone.language import Instructions, LanguageConfig, word_tokenizer
 from roboflamingo.backbone.vision import VisionConfig, VisionEncoder
+
+Fusion = Literal["post", "pre", "two_way", "vit_concat", "static_only"]
 
 
 @dataclass
@@ -52,12 +52,14 @@ class CrossAttentionConfig:
         head_width: of the attention.
         gate: the gates' initial value. Flamingo's 0 suits a pre-trained language model; one that learns from
             nothing learns faster with open gates.
+        residual: a frozen copy of the initial cross-attention follows the trained one, and the two are averaged.
     """
 
     every: int = 1
     heads: int = 4
     head_width: int = 32
     gate: float = 1.0
+    residual: bool = False
 
 
 @dataclass
@@ -65,38 +67,97 @@ class BackboneConfig:
     """The vision-language model.
 
     Attributes:
+        preset: the name of the published model (see `presets.py`) that the other keys come from, or `tiny`.
+        weights: published ones are read from the `source` of vision encoder and language model and from
+            `checkpoint` when a policy is first made; random ones need no file.
+        checkpoint: OpenFlamingo's weights of resampler and cross-attention: a name on the Hugging Face hub, or a
+            file; None begins with random ones.
         vision: the vision encoder.
         language: the language model.
         resampler: what turns an image's tokens into a few.
         cross_attention: how the text looks at them.
+        fusion: of the two cameras. post resamples each and joins the tokens; pre joins the patches and resamples
+            once; two_way lets the text look at each in a pass of its own; vit_concat shows it all frames of a
+            window at once; static_only leaves the gripper camera out.
+        adapter_width: of a bottleneck perceptron after every language layer (Houlsby et al. 2019,
+            arXiv 1902.00751); 0 for none.
+        lora: low-rank updates of frozen matrices.
     """
 
+    preset: str = "tiny"
+    weights: Literal["random", "published"] = "random"
+    checkpoint: str | None = None
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
     resampler: ResamplerConfig = field(default_factory=ResamplerConfig)
     cross_attention: CrossAttentionConfig = field(default_factory=CrossAttentionConfig)
+    fusion: Fusion = "post"
+    adapter_width: int = 0
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+
+    def __post_init__(self) -> None:
+        if self.resampler.separate and self.fusion in ("pre", "static_only"):
+            self.resampler = replace(self.resampler, separate=False)  # these resample but once
+
+
+class Text(NamedTuple):
+    """Instructions as far as the language model reads them without seeing an image.
+
+    Attributes:
+        hidden: (B, L, D) hidden states before the first cross-attention.
+        shared: what every layer is given besides; of it `attention_mask` is (B or 1, ..., L, L).
+        is_text: (B, L), False for padding.
+        sees: (B, L) which tokens come after the image; None for all.
+    """
+
+    hidden: Tensor
+    shared: dict[str, Any]
+    is_text: Tensor
+    sees: Tensor | None
+
+    def repeat(self, times: int) -> Text:
+        """Every text so many times in a row."""
+        if times == 1:
+            return self
+
+        def repeated(x: Tensor) -> Tensor:
+            return x if len(x) == 1 and x.ndim == 4 else x.repeat_interleave(times, dim=0)
+
+        shared = self.shared | {"attention_mask": repeated(self.shared["attention_mask"])}
+        hidden, is_text = repeated(self.hidden), repeated(self.is_text)
+        return Text(hidden, shared, is_text, None if self.sees is None else repeated(self.sees))
 
 
 class FlamingoLayer(nn.Module):
-    """A decoder layer of the language model with gated cross-attention before it.
+    """A decoder layer of the language model with gated cross-attention before it and, perhaps, an adapter after.
 
-    The language model calls it as it would its own layer, so the visual tokens wait in `media`, which
-    `Flamingo.forward` fills and empties around each call.
+    `Flamingo` calls the parts one by one.
     """
 
-    def __init__(self, gated_cross_attn_layer: GatedCrossAttentionBlock | None, decoder_layer: nn.Module) -> None:
+    def __init__(
+        self,
+        gated_cross_attn_layer: GatedCrossAttentionBlock | None,
+        decoder_layer: nn.Module,
+        res_layer: GatedCrossAttentionBlock | None = None,
+        adapter: Adapter | None = None,
+    ) -> None:
         super().__init__()
         self.gated_cross_attn_layer = gated_cross_attn_layer
+        self.res_layer = res_layer
         self.decoder_layer = decoder_layer
-        self.media: Tensor | None = None
+        self.adapter = adapter
 
-    def forward(self, hidden: Tensor, *arguments: Any, **keywords: Any) -> Any:
-        """Hidden states (N, L, D) -> whatever the decoder layer returns."""
-        if self.gated_cross_attn_layer is not None:
-            if self.media is None:
-                raise RuntimeError("the language model was called on its own; call Flamingo, which brings the images")
-            hidden = self.gated_cross_attn_layer(hidden, self.media)
-        return self.decoder_layer(hidden, *arguments, **keywords)
+    def look(self, hidden: Tensor, media: Tensor, sees: Tensor | None) -> Tensor:
+        """Hidden states (N, L, D) after cross-attention to visual tokens (N, R, Dv)."""
+        assert self.gated_cross_attn_layer is not None
+        hidden = self.gated_cross_attn_layer(hidden, media, sees)
+        return hidden if self.res_layer is None else (hidden + self.res_layer(hidden, media, sees)) / 2
+
+    def read(self, hidden: Tensor, shared: dict[str, Any]) -> Tensor:
+        """Hidden states (N, L, D) after the decoder layer."""
+        out = self.decoder_layer(hidden, **shared)
+        hidden = out[0] if isinstance(out, tuple) else out
+        return hidden if self.adapter is None else self.adapter(hidden)
 
 
 class Flamingo(nn.Module):
@@ -104,29 +165,64 @@ class Flamingo(nn.Module):
 
     Args:
         config: sizes of all parts.
+        tokenizer: of the language model, which knows OpenFlamingo's tokens; None for one token a word.
+        empty: leaves vision encoder and language model without memory (on the meta device) and without low-rank
+            updates, so that large ones are only ever made once; see `filling.py`.
     """
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(
+        self, config: BackboneConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, empty: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         vision, language, resampler = config.vision, config.language, config.resampler
-        self.vision_encoder = VisionEncoder(vision)
+        tokenizer = word_tokenizer(language.words) if tokenizer is None else tokenizer
+        self.instructions = Instructions(tokenizer, language.max_tokens)
+        self._decoder = DECODERS[language.kind]
+        with torch.device("meta") if empty else nullcontext():
+            self.vision_encoder = VisionEncoder(vision)
+            self.lang_encoder = language_model(language, len(tokenizer))
         sizes = (vision.width, resampler.depth, resampler.head_width, resampler.heads, resampler.latents)
         self.perceiver = PerceiverResampler(*sizes)
         self.perceiver_gripper = PerceiverResampler(*sizes) if resampler.separate else None
-        self.instructions = Instructions(word_tokenizer(language.words), language.max_tokens)
-        self.lang_encoder = tiny_language_model(language, len(SPECIAL) + len(language.words))
-        cross = config.cross_attention
-        self._layers: list[FlamingoLayer] = []
-        blocks = self.lang_encoder.blocks
-        for index, layer in enumerate(blocks):
-            gated = None
-            if (index + 1) % cross.every == 0:
-                gated = GatedCrossAttentionBlock(
-                    language.width, vision.width, cross.head_width, cross.heads, gate=cross.gate
-                )
-            self._layers.append(FlamingoLayer(gated, layer))
-            blocks[index] = self._layers[-1]
+        layers = self._decoder.layers(self.lang_encoder)
+        for index, layer in enumerate(layers):
+            looks = (index + 1) % config.cross_attention.every == 0
+            layers[index] = FlamingoLayer(
+                self._cross_attention() if looks else None,
+                layer,
+                self._cross_attention() if looks and config.cross_attention.residual else None,
+                Adapter(language.width, config.adapter_width) if config.adapter_width else None,
+            )
+        self.copy_residual()
+        if not empty:
+            self.add_low_rank_updates()
+
+    def _cross_attention(self) -> GatedCrossAttentionBlock:
+        config, cross = self.config, self.config.cross_attention
+        return GatedCrossAttentionBlock(
+            config.language.width, config.vision.width, cross.head_width, cross.heads, gate=cross.gate
+        )
+
+    def add_low_rank_updates(self) -> None:
+        """Lays the low-rank updates that the config asks for around linear layers."""
+        lora = self.config.lora
+        if lora.language:
+            for layer in self.layers:
+                add_lora(layer.decoder_layer, lora.language, lora)
+        if lora.vision:
+            add_lora(self.vision_encoder.transformer, lora.vision, lora)
+
+    def copy_residual(self) -> None:
+        """Makes the copies of the cross-attention what the cross-attention is now."""
+        for layer in self.layers:
+            if layer.res_layer is not None and layer.gated_cross_attn_layer is not None:
+                layer.res_layer.load_state_dict(layer.gated_cross_attn_layer.state_dict())
+
+    @property
+    def layers(self) -> list[FlamingoLayer]:
+        """All layers of the language model."""
+        return [layer for layer in self._decoder.layers(self.lang_encoder) if isinstance(layer, FlamingoLayer)]
 
     @property
     def width(self) -> int:
@@ -135,26 +231,41 @@ class Flamingo(nn.Module):
 
     @property
     def visual_size(self) -> int:
-        """Numbers in the resampled tokens of one frame, both cameras."""
-        return 2 * self.config.resampler.latents * self.config.vision.width
+        """Numbers in the visual tokens of one frame."""
+        tokens = self.config.resampler.latents * self.config.vision.width
+        return tokens if self.config.fusion in ("pre", "static_only") else 2 * tokens
 
     def see(self, static: Tensor, gripper: Tensor) -> Tensor:
-        """Images (N, H, W, 3) and (N, h, w, 3) uint8 -> visual tokens (N, R, Dv)."""
+        """Images (N, H, W, 3) and (N, h, w, 3) uint8 -> visual tokens (N, R, Dv), both cameras' joined."""
+        if self.config.fusion == "static_only":
+            return self.perceiver(self.vision_encoder(static))
         if static.shape == gripper.shape:
-            seen = self.vision_encoder(torch.cat([static, gripper]))
-            static_tokens, gripper_tokens = seen[: len(static)], seen[len(static) :]
+            static_tokens, gripper_tokens = self.vision_encoder(torch.cat([static, gripper])).chunk(2)
         else:
             static_tokens, gripper_tokens = self.vision_encoder(static), self.vision_encoder(gripper)
-        return torch.cat(
-            [self.perceiver(static_tokens), (self.perceiver_gripper or self.perceiver)(gripper_tokens)], dim=1
-        )
+        if self.config.fusion == "pre":
+            return self.perceiver(torch.cat([static_tokens, gripper_tokens], dim=1))
+        if self.perceiver_gripper is not None:
+            return torch.cat([self.perceiver(static_tokens), self.perceiver_gripper(gripper_tokens)], dim=1)
+        if static_tokens.shape == gripper_tokens.shape:
+            return torch.cat(self.perceiver(torch.cat([static_tokens, gripper_tokens])).chunk(2), dim=1)
+        return torch.cat([self.perceiver(static_tokens), self.perceiver(gripper_tokens)], dim=1)
 
-    def forward(self, media: Tensor, ids: Tensor, is_text: Tensor) -> Tensor:
-        """Visual tokens (N, R, Dv), token ids and mask (N, L) -> hidden states (N, L, D)."""
-        for layer in self._layers:
-            layer.media = media
-        try:
-            return self.lang_encoder(input_ids=ids, attention_mask=is_text).last_hidden_state
-        finally:
-            for layer in self._layers:
-                layer.media = None
+    def read(self, ids: Tensor, is_text: Tensor, sees: Tensor | None = None) -> Text:
+        """Token ids, their mask, and which come after the image, (B, L) each, read up to the first cross-attention."""
+        hidden, shared = self._decoder.begin(self.lang_encoder, ids, is_text)
+        for layer in self.layers[: self.config.cross_attention.every - 1]:
+            hidden = layer.read(hidden, shared)
+        return Text(hidden, shared, is_text, sees)
+
+    def forward(self, media: Tensor, text: Text) -> Tensor:
+        """Visual tokens (N, R, Dv) and B texts, each of N / B frames in a row -> hidden states (N, L, D)."""
+        text = text.repeat(len(media) // len(text.hidden))
+        layers, first = self.layers, self.config.cross_attention.every - 1
+        hidden = text.hidden
+        penultimate = self.config.language.output == "penultimate"
+        for layer in layers[first : len(layers) - penultimate]:
+            if layer.gated_cross_attn_layer is not None:
+                hidden = layer.look(hidden, media, text.sees)
+            hidden = layer.read(hidden, text.shared)
+        return hidden if penultimate else self._decoder.end(self.lang_encoder, hidden)

@@ -1,15 +1,16 @@
-"""The causal language model and its tokenizer."""
+"""What a language model is like, and how instructions become tokens."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
-from transformers import MptConfig, MptModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 IMAGE, END, PAD, UNKNOWN = "<image>", "<|endofchunk|>", "<PAD>", "<unk>"
 SPECIAL = (PAD, UNKNOWN, IMAGE, END)
@@ -17,19 +18,33 @@ SPECIAL = (PAD, UNKNOWN, IMAGE, END)
 
 @dataclass
 class LanguageConfig:
-    """Sizes of the language model.
+    """The language model.
 
     Attributes:
+        kind: its architecture, a model type of transformers; MPT-1B (`mosaic_gpt`) is an mpt whose settings have
+            `attn_config: {qk_ln: true}`.
+        source: of published weights and tokenizer: a name on the Hugging Face hub, or a folder in its layout.
         width: of the transformer.
         layers: of the transformer.
         heads: of the transformer.
-        words: the vocabulary of the word-level tokenizer. Training fills it in from its instructions.
+        vocabulary: rows of the token embedding; None for one a token.
+        settings: further keys of the architecture's configuration in transformers.
+        output: which hidden states the policy reads. `last` ones come after the last norm; `penultimate` ones go
+            into the last layer, which then does nothing: so RoboFlamingo read MPT-1B, whose remote code did not
+            return the last ones.
+        words: the vocabulary of the word-level tokenizer, for models without one of their own. Training fills it
+            in from its instructions.
         max_tokens: longest instruction, image and end tokens included; longer ones are cut.
     """
 
+    kind: Literal["mpt", "gpt_neox", "opt", "llama"] = "mpt"
+    source: str | None = None
     width: int = 128
     layers: int = 2
     heads: int = 4
+    vocabulary: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    output: Literal["last", "penultimate"] = "last"
     words: tuple[str, ...] = ()
     max_tokens: int = 32
 
@@ -37,6 +52,8 @@ class LanguageConfig:
         self.words = tuple(self.words)
         if self.width % self.heads:
             raise ValueError(f"language.width {self.width} is no multiple of heads {self.heads}")
+        if self.output == "penultimate" and self.layers < 2:
+            raise ValueError("language.output penultimate needs at least 2 layers")
 
 
 def words_of(sentences: Iterable[str]) -> tuple[str, ...]:
@@ -48,51 +65,49 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer with one token a word; words it does not know become `<unk>`."""
     vocabulary = {token: number for number, token in enumerate((*SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, additional_special_tokens=[IMAGE, END]
     )
 
 
+def with_special_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A language model's tokenizer with OpenFlamingo's tokens, in the order in which it adds them."""
+    tokenizer.add_special_tokens({"additional_special_tokens": [END, IMAGE]})
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    return tokenizer
+
+
 class Instructions:
     """Turns instructions into token ids, each sentence once.
 
     Args:
-        tokenizer: of the language model. max_tokens: longest row.
+        tokenizer: of the language model.
+        max_tokens: longest row.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.image = tokenizer.convert_tokens_to_ids(IMAGE)
         self._known: dict[str, list[int]] = {}
 
     def ids(self, sentence: str) -> list[int]:
-        """`<image>`, the words, `<|endofchunk|>`."""
+        """`<image>`, the sentence, `<|endofchunk|>` and the tokenizer's end of text, if it has one."""
         if sentence not in self._known:
-            words = self.tokenizer(sentence.lower(), add_special_tokens=False)["input_ids"]
-            image, end = self.tokenizer.convert_tokens_to_ids([IMAGE, END])
-            self._known[sentence] = [image, *words[: self.max_tokens - 2], end]
+            text = f"{IMAGE}{sentence.strip()}{END}{self.tokenizer.eos_token or ''}"
+            self._known[sentence] = self.tokenizer(text)["input_ids"][: self.max_tokens]
         return self._known[sentence]
 
-    def batch(self, sentences: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Ids (B, L) padded on the right, and which are text (B, L) bool."""
+    def batch(self, sentences: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Ids (B, L) padded on the right, which are text (B, L), and which come after the image (B, L).
+
+        The last is None where all do, which is so unless the tokenizer begins every text with a token of its own.
+        """
         rows = [self.ids(sentence) for sentence in sentences]
         length = max(map(len, rows))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=device)
-        return ids, ids != pad
-
-
-def tiny_language_model(config: LanguageConfig, vocabulary: int) -> MptModel:
-    """A small MPT without weights from anywhere, and without its output layer."""
-    sizes = MptConfig(
-        d_model=config.width,
-        n_heads=config.heads,
-        n_layers=config.layers,
-        expansion_ratio=4,
-        max_seq_len=config.max_tokens,
-        vocab_size=vocabulary,
-        resid_pdrop=0.0,
-        emb_pdrop=0.0,
-        use_cache=False,
-    )
-    return MptModel(sizes)
+        ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (length - len(row)) for row in rows])
+        is_text = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
+        sees = None if all(row[0] == self.image for row in rows) else ((ids == self.image).cumsum(1) > 0).to(device)
+        return ids.to(device, non_blocking=True), is_text.to(device, non_blocking=True), sees

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import VisionTransformer
+from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -18,6 +19,7 @@ class VisionConfig:
     """Sizes of the vision encoder.
 
     Attributes:
+        source: of published weights: a model of open_clip and its weights, as `ViT-L-14/openai`, or a file.
         image_size: edge (pixels) for which position embeddings exist; other sizes interpolate them.
         patch_size: edge (pixels) of the patch that one token stands for.
         width: of the transformer.
@@ -25,14 +27,20 @@ class VisionConfig:
         heads: of the transformer.
         stem: convolutional layers instead of one patch projection. Trained from scratch in minutes, early
             convolutions learn far faster (Xiao et al. 2021, arXiv 2106.14881); published encoders have none.
+        activation: of the perceptrons; quick_gelu is what OpenAI's CLIP was trained with.
+        final_norm: norms the tokens after the last block. OpenFlamingo was trained with open_clip 2.20 and
+            before, which did not; open_clip from 2.24 on does.
     """
 
+    source: str | None = None
     image_size: int = 96
     patch_size: int = 8
     width: int = 128
     layers: int = 0
     heads: int = 4
     stem: bool = True
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    final_norm: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -44,11 +52,7 @@ class VisionConfig:
 
 
 class VisionEncoder(VisionTransformer):
-    """open_clip's VisionTransformer, giving patch tokens for images of any size.
-
-    As in the OpenFlamingo that was published, tokens come from the last block without the final norm (open_clip
-    before 2.24 pooled before it normed).
-    """
+    """open_clip's VisionTransformer, giving patch tokens for images of any size."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__(
@@ -59,14 +63,16 @@ class VisionEncoder(VisionTransformer):
             heads=config.heads,
             mlp_ratio=4.0,
             output_dim=config.width,
+            act_layer=QuickGELU if config.activation == "quick_gelu" else nn.GELU,
         )
         if config.stem:
             self.conv1 = convolutional_stem(config.width, config.patch_size)
-        # Only CLIP's pooled embedding needs these two.
-        self.ln_post = nn.Identity()
-        self.proj = None
-        self.register_buffer("mean", torch.tensor(CLIP_MEAN).view(3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(CLIP_STD).view(3, 1, 1) * 255, persistent=False)
+        self.proj = None  # CLIP's pooled embedding alone needs it
+        if not config.final_norm:
+            self.ln_post = nn.Identity()
+        for name, value in (("mean", CLIP_MEAN), ("std", CLIP_STD)):  # on the CPU also where the rest has no memory yet
+            buffer = torch.tensor(value, device="cpu").view(3, 1, 1) * 255
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, H, W, 3) uint8 -> tokens (N, V, D) without the class token."""
@@ -76,7 +82,7 @@ class VisionEncoder(VisionTransformer):
         tokens = patches.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_embedding.expand(len(tokens), 1, -1), tokens], dim=1)
         tokens = tokens + self._positions(grid)
-        return self.transformer(self.ln_pre(tokens))[:, 1:]
+        return self.ln_post(self.transformer(self.ln_pre(tokens)))[:, 1:]
 
     def _positions(self, grid: torch.Size) -> Tensor:
         """Position embeddings (1 + V, D) for a grid of patches."""

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
@@ -64,13 +64,44 @@ def parse_config(
     parser = verb_parser(verb, summary, examples)
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of the keys below")
     parser.add_class_arguments(config_class)
-    values = parse(parser, _with_switches(config_class, arguments))
+    arguments = _with_switches(config_class, arguments)
+    values = parse(parser, arguments)
+    if _apply_preset(parser, values):
+        values = parse(parser, arguments)
     names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
     try:
         built = parser.instantiate_classes(values)
         return config_class(**{name: built[name] for name in names})
     except ValueError as error:
         fail(parser.prog, str(error), code=2)
+
+
+def _apply_preset(parser: ArgumentParser, values: Namespace) -> bool:
+    """Makes the defaults those of the preset that the values name; False where there is nothing to change.
+
+    Raises:
+        SystemExit: 2, after a message, when there is no such preset.
+    """
+    name = values.get("policy.backbone.preset")
+    if name in (None, "tiny"):
+        return False
+    from roboflamingo.presets import preset
+
+    try:
+        parser.set_defaults(dict(_leaves(preset(name), "policy.")))
+    except ValueError as error:
+        fail(parser.prog, str(error), code=2)
+    return True
+
+
+def _leaves(config: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Fields of nested dataclasses by dotted name."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
 
 
 def _with_switches(config_class: type, arguments: Sequence[str]) -> list[str]:

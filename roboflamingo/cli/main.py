@@ -30,6 +30,11 @@ VERBS = {
         "--policy runs/tiny/policy --out runs/chains --settings.chains 100",
     ),
     "report": Verb("make a page of plots and videos", "runs/chains --out report.html"),
+    "weights": Verb("bring published weights", "get mpt-1b-dolly"),
+    "convert": Verb(
+        "turn an OpenFlamingo or RoboFlamingo checkpoint into a policy",
+        "--checkpoint checkpoint.pth --out policies/theirs --policy.backbone.preset mpt-1b-dolly",
+    ),
     "info": Verb("versions, devices, and what a folder holds", "runs/tiny"),
 }
 

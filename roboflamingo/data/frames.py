@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,14 @@ class PackSettings:
         gripper_size: pixels a side of the gripper camera's images, 84 in CALVIN.
         actions: `rel_actions` (relative, what CALVIN's simulator executes) or `actions` (absolute poses).
         language: the sub-folder with the annotations.
+        vectors: length of each further vector that is taken.
     """
 
     static_size: int = 96
     gripper_size: int = 64
     actions: str = "rel_actions"
     language: str = "lang_annotations"
+    vectors: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.actions not in ("rel_actions", "actions"):
@@ -48,6 +50,7 @@ class PackSettings:
             "robot_obs": ((frames, 15), np.float32),
             "scene_obs": ((frames, 24), np.float32),
             "actions": ((frames, 7), np.float32),
+            **{name: ((frames, length), np.float32) for name, length in self.vectors.items()},
         }
 
 
@@ -92,14 +95,15 @@ def read_frame(path: Path, settings: PackSettings, block_order: np.ndarray) -> d
     Raises:
         DataError: the file is broken, or a value is not what CALVIN SPEC 1.12 says. Names file and key.
     """
-    keys = ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", settings.actions)
+    keys = ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", settings.actions, *settings.vectors)
+    lengths = VECTORS | settings.vectors
     raw = _load(path, keys)
     for key in keys[:2]:
         if raw[key].dtype != np.uint8 or raw[key].ndim != 3 or raw[key].shape[2] != 3:
             raise DataError(f"{path}: {key} is {raw[key].dtype} {raw[key].shape}; expected is uint8 (H, W, 3)")
     for key in keys[2:]:
-        if raw[key].shape != (VECTORS[key],) or not np.isfinite(raw[key]).all():
-            raise DataError(f"{path}: {key} of shape {raw[key].shape} is not {VECTORS[key]} finite numbers")
+        if raw[key].shape != (lengths[key],) or not np.isfinite(raw[key]).all():
+            raise DataError(f"{path}: {key} of shape {raw[key].shape} is not {lengths[key]} finite numbers")
     action = raw[settings.actions]
     if action[6] not in (-1, 1):
         raise DataError(f"{path}: {settings.actions}[6] is {action[6]}; a gripper command is -1 (close) or 1 (open)")
@@ -110,7 +114,20 @@ def read_frame(path: Path, settings: PackSettings, block_order: np.ndarray) -> d
         "robot_obs": raw["robot_obs"],
         "scene_obs": np.concatenate([raw["scene_obs"][:6], blocks.ravel()]),
         "actions": action,
+        **{name: raw[name] for name in settings.vectors},
     }
+
+
+def vector_length(path: Path, name: str) -> int:
+    """How many numbers a vector of a frame has.
+
+    Raises:
+        DataError: the file is broken, or has no such vector.
+    """
+    value = _load(path, (name,))[name]
+    if value.ndim != 1 or not np.issubdtype(value.dtype, np.number):
+        raise DataError(f"{path}: {name} is {value.dtype} {value.shape}; policy.vectors names rows of numbers")
+    return len(value)
 
 
 def _load(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:

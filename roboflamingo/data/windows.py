@@ -14,6 +14,7 @@ A batch is a dictionary (B windows, T frames, K actions):
     action_mask  (B, T, K) bool, False past the segment's end
     frame_mask   (B, T) bool
     instruction  list of B sentences
+    and further vectors of the frames by name (B, T, n) float32, if asked for
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Windows(Dataset[Any]):
         chunk: K, actions to come at every frame.
         stride: recorded frames from one frame of a window to the next; the actions to come are never strided.
         weights: for every folder, how often a window of it is drawn relative to the other folders' windows.
+        vectors: names of the further vectors.
 
     Raises:
         DataError: no folder, or weights that do not fit.
@@ -54,6 +56,7 @@ class Windows(Dataset[Any]):
         chunk: int,
         stride: int = 1,
         weights: Sequence[float] | None = None,
+        vectors: Sequence[str] = (),
     ) -> None:
         weights = [1.0] * len(packed) if weights is None else list(weights)
         if not packed or len(weights) != len(packed):
@@ -61,6 +64,7 @@ class Windows(Dataset[Any]):
         if min(window, chunk, stride) < 1 or min(weights) <= 0:
             raise DataError(f"window {window}, chunk {chunk}, stride {stride} and weights {weights} must be positive")
         self.window, self.chunk, self.stride = window, chunk, stride
+        self._arrays = (*ARRAYS, *vectors)
         self._folders = [Path(folder) for folder in packed]
         indices = [json.loads((folder / "index.json").read_text(encoding="utf-8")) for folder in self._folders]
         segments = [(i, segment) for i, index in enumerate(indices) for segment in index["segments"]]
@@ -78,7 +82,7 @@ class Windows(Dataset[Any]):
     def _open(self) -> None:
         # plain array views: indexing an np.memmap costs a Python call for every slice
         self._maps: list[dict[str, np.ndarray]] = [
-            {name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in ARRAYS}
+            {name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in self._arrays}
             for folder in self._folders
         ]
 
@@ -116,13 +120,17 @@ class Windows(Dataset[Any]):
         steps_BTK = frames_BT[:, :, None] + np.arange(self.chunk)
         action_mask = steps_BTK < stop[:, :, None]
         steps_BTK = np.minimum(steps_BTK, stop[:, :, None] - 1)
-        batch: dict[str, Any] = {name: self._take(name, frames_BT) for name in ARRAYS[:-1]}
+        batch: dict[str, Any] = {name: self._take(name, frames_BT) for name in self._arrays if name != "actions"}
         return batch | {
             "actions": self._take("actions", steps_BTK),
             "action_mask": action_mask,
             "frame_mask": frame_mask,
             "instruction": [self.instructions[i] for i in segment],
         }
+
+    def column(self, name: str) -> np.ndarray:
+        """One packed array whole, (frames of all folders, ...)."""
+        return np.concatenate([maps[name] for maps in self._maps])
 
     def _take(self, name: str, rows: np.ndarray) -> np.ndarray:
         """`rows` of one array, counted through all folders; its shape follows that of `rows`."""

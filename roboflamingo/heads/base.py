@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,13 +98,16 @@ class Head(nn.Module, ABC):
         self.config, self.chunk, self.window = config, chunk, window
 
     @abstractmethod
-    def predict(self, features: Tensor, noise: Tensor | None = None, *, last: bool = False) -> Prediction:
-        """Features (B, T, D) -> a chunk at every frame, or with `last` at the last one only (T = 1 in the result).
+    def predict(self, features: Tensor, noise: Tensor | None = None, *, at: Tensor | None = None) -> Prediction:
+        """Features (B, T, D) -> a chunk at every frame, or only at one frame of each window (T = 1 in the result).
+
+        No frame sees a later one, so windows that have just begun may be filled up with anything.
 
         Args:
             features: one vector a frame.
-            noise: (B, T, K, 7) standard normal, for heads that sample; drawn where it is None.
-            last: see above.
+            noise: standard normal, (B, T, K, 7) or with `at` (B, 1, K, 7), for heads that sample; drawn where it
+                is None.
+            at: (B,) which frame; None for all.
         """
 
     @abstractmethod
@@ -128,10 +132,10 @@ class RegressionHead(Head):
     def forward(self, features: Tensor) -> Prediction:
         """Features (B, T, D) -> a chunk at every frame."""
 
-    def predict(self, features: Tensor, noise: Tensor | None = None, *, last: bool = False) -> Prediction:
+    def predict(self, features: Tensor, noise: Tensor | None = None, *, at: Tensor | None = None) -> Prediction:
         """See `Head.predict`; noise changes nothing."""
         pose, gripper = self(features)
-        return Prediction(pose[:, -1:], gripper[:, -1:]) if last else Prediction(pose, gripper)
+        return Prediction(frame_at(pose, at), frame_at(gripper, at))
 
     def loss(self, features: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Smooth L1 of poses and the gripper's cross-entropy."""
@@ -143,6 +147,11 @@ class RegressionHead(Head):
     def weighed(self, pose: Tensor, gripper: Tensor) -> dict[str, Tensor]:
         """The parts and their weighted sum."""
         return {"loss": pose + self.config.gripper_weight * gripper, "pose": pose, "gripper": gripper}
+
+
+def frame_at(x: Tensor, at: Tensor | None) -> Tensor:
+    """One frame of each window, (B, T, ...) -> (B, 1, ...); all of them where `at` is None."""
+    return x if at is None else x[torch.arange(len(x), device=x.device), at].unsqueeze(1)
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roboflamingo.heads.base import ACTION, POSE, Head, HeadConfig, Prediction, masked_mean
+from roboflamingo.heads.base import ACTION, POSE, Head, HeadConfig, Prediction, frame_at, masked_mean
 from roboflamingo.heads.lstm import window_lstm
 
 FREQUENCIES = 32
@@ -38,11 +38,9 @@ class DenoisingHead(Head):
     def errors(self, context: Tensor, chunks: Tensor) -> Tensor:
         """Context (N, H) and clean chunks (N, K, 7) -> squared errors (N, K, 7) at random noise levels."""
 
-    def predict(self, features: Tensor, noise: Tensor | None = None, *, last: bool = False) -> Prediction:
+    def predict(self, features: Tensor, noise: Tensor | None = None, *, at: Tensor | None = None) -> Prediction:
         """See `Head.predict`."""
-        context = self.rnn(features)[0]
-        if last:
-            context, noise = context[:, -1:], noise if noise is None else noise[:, -1:]
+        context = frame_at(self.rnn(features)[0], at)
         frames = context.shape[:2]
         if noise is None:
             noise = torch.randn(*frames, self.chunk, ACTION, device=context.device, dtype=context.dtype)

@@ -22,7 +22,6 @@ class DataConfig:
             are further folders).
         cache: where packed copies go; None for `packed/` in the first folder.
         stride: recorded frames (30 Hz) from one frame of a window to the next.
-        actions: the recorded actions to imitate: relative ones, or absolute poses.
         language: the sub-folder of a split that holds `auto_lang_ann.npy`.
         balance_tasks: draws every task equally often instead of every window.
         workers: processes that read ahead; 0 reads between two steps, which takes about a millisecond.
@@ -32,7 +31,6 @@ class DataConfig:
     folders: dict[str, float]
     cache: str | None = None
     stride: int = 1
-    actions: Literal["rel_actions", "actions"] = "rel_actions"
     language: str = "lang_annotations"
     balance_tasks: bool = False
     workers: int = 0
@@ -91,6 +89,27 @@ class OptimizerConfig:
 
 
 @dataclass
+class TrainableConfig:
+    """Which weights are trained. The head, its pooling, adapters and low-rank updates always are.
+
+    Attributes:
+        everything: all weights, whatever the other keys say; None for no where weights are published ones.
+        resampler: the resamplers.
+        cross_attention: its last so many layers; None for all, 0 for none.
+        token_embedding: the language model's.
+        vision: the vision encoder.
+        language: the language model's own layers.
+    """
+
+    everything: bool | None = None
+    resampler: bool = True
+    cross_attention: int | None = None
+    token_embedding: bool = False
+    vision: bool = False
+    language: bool = False
+
+
+@dataclass
 class WandbConfig:
     """Where Weights & Biases files the run, if `loggers` names it.
 
@@ -111,6 +130,7 @@ class TrainConfig:
         run: the folder for everything the run leaves. Where it holds an unfinished run, that is continued.
         data: which demonstrations are trained on.
         policy: what is trained.
+        trainable: which of its weights.
         optimizer: how it is trained.
         start_from: a policy folder; training starts with its weights and sizes instead of `policy`.
         max_steps: optimizer steps to train for. Exactly one of max_steps and max_minutes is set.
@@ -144,6 +164,7 @@ class TrainConfig:
     run: str
     data: DataConfig
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    trainable: TrainableConfig = field(default_factory=TrainableConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     start_from: str | None = None
     max_steps: int | None = None
@@ -189,6 +210,12 @@ class TrainConfig:
                 f"patience {self.patience} counts validations; set validation_windows above 0 and "
                 "validate_every_steps or validate_every_minutes"
             )
+
+    @property
+    def trains_everything(self) -> bool:
+        """What `trainable.everything` comes to."""
+        published = self.policy.backbone.weights == "published"
+        return not published if self.trainable.everything is None else self.trainable.everything
 
     @property
     def windows_a_step(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from lightning.pytorch import LightningDataModule
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from roboflamingo.actions import pose_statistics, vector_statistics
 from roboflamingo.data.annotations import DataError
-from roboflamingo.data.frames import PackSettings
+from roboflamingo.data.frames import PackSettings, vector_length
 from roboflamingo.data.packing import pack
 from roboflamingo.data.sampling import BatchNumbers, WindowStream, held_out_numbers
+from roboflamingo.data.split import read_split
 from roboflamingo.data.windows import Windows, to_tensors
+from roboflamingo.policy import PolicyConfig
 from roboflamingo.training.config import TrainConfig
 
 
@@ -30,11 +34,17 @@ def open_windows(config: TrainConfig, console: Console | None = None) -> tuple[W
     data, policy = config.data, config.policy
     folders = [Path(folder) for folder in data.folders]
     cache = Path(data.cache) if data.cache else folders[0] / "packed"
-    settings = PackSettings(policy.static_size, policy.gripper_size, data.actions, data.language)
+    recorded = "actions" if policy.actions == "absolute" else "rel_actions"
+    settings = PackSettings(policy.static_size, policy.gripper_size, recorded, data.language)
+    if policy.vectors:
+        split = read_split(folders[0] / "training", data.language)
+        frame = split.path(int(split.frames[0]))
+        settings = replace(settings, vectors={name: vector_length(frame, name) for name in policy.vectors})
+    sizes = {"window": policy.window, "chunk": policy.chunk, "stride": data.stride}
 
     def windows(splits: list[Path], weights: list[float]) -> Windows:
         packed = [pack(split, cache, settings, processes=data.pack_processes, console=console) for split in splits]
-        return Windows(packed, window=policy.window, chunk=policy.chunk, stride=data.stride, weights=weights)
+        return Windows(packed, **sizes, weights=weights, vectors=policy.vectors)
 
     training = windows([folder / "training" for folder in folders], list(data.folders.values()))
     if not config.validation_windows:
@@ -44,6 +54,16 @@ def open_windows(config: TrainConfig, console: Console | None = None) -> tuple[W
         names = ", ".join(map(str, folders))
         raise DataError(f"none of {names} has a validation/ folder; set validation_windows to 0")
     return training, windows(held_out, [1.0] * len(held_out))
+
+
+def with_statistics(policy: PolicyConfig, training: Windows) -> PolicyConfig:
+    """The same policy with what it needs to know of the training data: its words, what its vectors are like."""
+    policy = policy.with_words(training.instructions)
+    missing = [name for name in policy.vectors if name not in policy.statistics]
+    statistics = {name: vector_statistics(torch.from_numpy(training.column(name))) for name in missing}
+    if policy.actions == "absolute" and "actions" not in policy.statistics:
+        statistics["actions"] = pose_statistics(torch.from_numpy(training.column("actions")))
+    return replace(policy, statistics=policy.statistics | statistics)
 
 
 class WindowDataModule(LightningDataModule):

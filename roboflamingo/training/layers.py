@@ -1,4 +1,4 @@
-"""What is done to a policy's layers before it trains: storing, recomputing, compiling and sharding them.
+"""What is done to a policy's layers before it trains: recomputing, compiling and sharding them.
 
 None of it changes a parameter's name, so that checkpoints fit whatever was chosen.
 """
@@ -8,26 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
-from transformers.pytorch_utils import Conv1D
 
 from roboflamingo.backbone.flamingo import FlamingoLayer
 from roboflamingo.policy import RoboFlamingo
 
-MULTIPLYING = (nn.Linear, nn.Conv2d, nn.MultiheadAttention, Conv1D)
-"""Modules whose matrices autocast brings to bf16 anyway. Embeddings are none: their rows start the residual stream."""
-
 
 def language_layers(policy: RoboFlamingo) -> Iterator[nn.Module]:
-    """The decoder layers of the language model and the cross-attention between them.
-
-    They are given one by one, as a `FlamingoLayer` reads its visual tokens from an attribute that is empty
-    again by the time of the backward pass.
-    """
+    """The decoder layers of the language model and the cross-attention between them, which run one by one."""
     for module in policy.modules():
         if isinstance(module, FlamingoLayer):
             yield from module.children()
@@ -39,19 +30,6 @@ def repeated_layers(policy: RoboFlamingo) -> Iterator[nn.Module]:
     for module in policy.modules():
         if isinstance(module, nn.ModuleList):
             yield from (layer for layer in module if not isinstance(layer, FlamingoLayer | nn.ModuleList))
-
-
-def cast_frozen(policy: RoboFlamingo) -> None:
-    """Stores the matrices that do not train as bf16.
-
-    Those of linear, convolutional and attention layers, in which nearly all weights are. Vectors and tables stay
-    fp32: they are added to the residual stream, which would become bf16 with them.
-    """
-    for module in policy.modules():
-        if isinstance(module, MULTIPLYING):
-            for parameter in module.parameters(recurse=False):
-                if parameter.ndim > 1 and not parameter.requires_grad:
-                    parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def checkpoint_activations(policy: RoboFlamingo) -> None:

@@ -11,8 +11,7 @@ from rich.table import Table
 from torch import nn
 
 from roboflamingo.training.config import TrainConfig
-
-CROSS_ATTENTION = "gated_cross_attn_layer"
+from roboflamingo.training.trainable import part_of
 
 
 @dataclass
@@ -43,16 +42,10 @@ class Part:
 
 
 def parts_of(module: nn.Module) -> dict[str, Part]:
-    """Counts by part, in the order of the module's parameters, each tensor once.
-
-    A part is what the first component of the name says, inside `backbone` the second; the cross-attention lies
-    scattered through the language model's layers and is a part of its own.
-    """
+    """Counts by part (see `trainable.py`), in the order of the module's parameters, each tensor once."""
     parts: dict[str, Part] = {}
     for name, parameter in module.named_parameters():
-        words = name.split(".")
-        part = words[1] if words[0] == "backbone" else words[0]
-        parts.setdefault("cross_attention" if CROSS_ATTENTION in words else part, Part()).add(parameter)
+        parts.setdefault(part_of(name), Part()).add(parameter)
     return parts
 
 

@@ -17,19 +17,22 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from roboflamingo.backbone.filling import halve
 from roboflamingo.checkpoint import CONFIG, load_policy, read_config
 from roboflamingo.data.windows import Windows
+from roboflamingo.making import make_policy
 from roboflamingo.policy import RoboFlamingo
 from roboflamingo.training.checkpoint import load_state, load_trained_weights
 from roboflamingo.training.config import TrainConfig
-from roboflamingo.training.datamodule import WindowDataModule, open_windows
+from roboflamingo.training.datamodule import WindowDataModule, open_windows, with_statistics
 from roboflamingo.training.extras import check_extras
-from roboflamingo.training.layers import cast_frozen, checkpoint_activations, compile_layers
+from roboflamingo.training.layers import checkpoint_activations, compile_layers
 from roboflamingo.training.module import PolicyModule
 from roboflamingo.training.progress import Progress
 from roboflamingo.training.resolved import check_same_config, write_config
 from roboflamingo.training.session import Session
 from roboflamingo.training.stopping import Patience
+from roboflamingo.training.trainable import choose_trainable
 
 
 class TrainingStopped(Exception):  # noqa: N818 (it is no error)
@@ -71,7 +74,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
     if config.start_from is not None:
         config = replace(config, policy=read_config(Path(config.start_from) / CONFIG))
     training, held_out = open_windows(config, console)
-    config = replace(config, policy=config.policy.with_words(training.instructions))
+    config = replace(config, policy=with_statistics(config.policy, training))
     if config.precision == "auto":
         config = replace(config, precision="bf16" if _computes_in_bf16(config.accelerator) else "fp32")
     saved = load_state(run / "last.ckpt")
@@ -86,7 +89,11 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
         return run / "policy"
 
     torch.manual_seed(config.seed)  # initial weights
-    policy = RoboFlamingo(config.policy) if config.start_from is None else load_policy(config.start_from)
+    if config.start_from is None:
+        policy = make_policy(config.policy, half=config.frozen_precision == "bf16" and not config.trains_everything)
+    else:
+        policy = load_policy(config.start_from)
+    choose_trainable(policy, config)
     fit(policy, config, (training, held_out), saved, console)
     return run / "policy"
 
@@ -114,7 +121,7 @@ def fit(
     if saved is not None:
         load_trained_weights(policy, saved["weights"])
     if config.frozen_precision == "bf16":
-        cast_frozen(policy)
+        halve(policy)
     if config.checkpoint_activations:
         checkpoint_activations(policy)
     if config.compile:
@@ -180,7 +187,9 @@ def _strategy(config: TrainConfig) -> Strategy | str:
         return "auto"
     if config.strategy == "fsdp":
         return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1)
-    return DDPStrategy(gradient_as_bucket_view=True)
+    # With penultimate hidden states the last layer's cross-attention is trained in name only.
+    idle = config.policy.backbone.language.output == "penultimate"
+    return DDPStrategy(gradient_as_bucket_view=True, find_unused_parameters=idle)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from roboflamingo.heads import Prediction
 from roboflamingo.policy import RoboFlamingo
 
 
@@ -38,7 +39,7 @@ def validate(
             continue
         windows = torch.tensor(len(batch["instruction"]), device=batch["actions"].device)
         parts = {f"val_{name}": (value * windows, windows) for name, value in losses.items()}
-        for name, total in (parts | _action_errors(prediction, batch)).items():
+        for name, total in (parts | _action_errors(prediction, policy.targets(batch), batch["action_mask"])).items():
             pair = torch.stack([t.double() for t in total])
             sums[name] = sums[name] + pair if name in sums else pair
     policy.train()
@@ -50,10 +51,12 @@ def validate(
     return {name: (sums[name][0] / sums[name][1]).item() for name in names}
 
 
-def _action_errors(prediction: Any, batch: dict[str, Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _action_errors(
+    prediction: Prediction, targets: torch.Tensor, mask: torch.Tensor
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Sum and count of each error over the actions that the last frame's chunk has within its segment."""
-    inside = batch["action_mask"][:, -1]  # (B, K)
-    action = batch["actions"][:, -1][inside]  # (n, 7)
+    inside = mask[:, -1]  # (B, K)
+    action = targets[:, -1][inside]  # (n, 7)
     error = (prediction.pose[:, -1][inside] - action[:, :6]).abs()
     right = (prediction.gripper_logits[:, -1][inside] > 0) == (action[:, 6] > 0)
     count = inside.sum()

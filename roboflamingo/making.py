@@ -1,0 +1,172 @@
+"""Makes policies: with random weights, or with published ones read from a folder, a file or the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from roboflamingo.backbone.decoders import DECODERS
+from roboflamingo.backbone.filling import complete, halve, randomise
+from roboflamingo.backbone.flamingo import Flamingo
+from roboflamingo.backbone.language import LanguageConfig, with_special_tokens
+from roboflamingo.backbone.mpt import mosaic_config
+from roboflamingo.hub import checkpoint_file, clip_file, language_folder
+from roboflamingo.policy import PolicyConfig, RoboFlamingo
+from roboflamingo.weights import (
+    Problem,
+    WeightsError,
+    assign,
+    flamingo_names,
+    language_names,
+    read_tensors,
+    vision_names,
+)
+
+ADDED = ("gated_cross_attn_layer", "res_layer", "adapter", "lora_")
+"""Parts of the names of what a Flamingo adds to a language model."""
+
+
+def make_policy(config: PolicyConfig, *, half: bool = False, allow: Collection[Problem] = ()) -> RoboFlamingo:
+    """A new policy. Its config may differ from the given one: sizes come from the language model's folder.
+
+    Args:
+        config: what to make; `backbone.weights` says whether published weights are read.
+        half: stores the matrices of vision encoder and language model as bf16 (see `halve`), from the start.
+        allow: what may be wrong with OpenFlamingo's checkpoint.
+
+    Raises:
+        WeightsError: published weights are missing, broken or do not fit. Names file and tensors, and what to do.
+    """
+    backbone = config.backbone
+    if backbone.weights == "random" and backbone.language.source is None:
+        return RoboFlamingo(config)  # made to learn from nothing: its libraries' own beginnings
+    if backbone.weights == "random":
+        policy = RoboFlamingo(config, empty=True)
+        if half:
+            _halve_frozen(policy.backbone)
+        randomise(policy.backbone)
+        return policy
+    if backbone.language.source is None or backbone.vision.source is None:
+        raise WeightsError(
+            "backbone.weights is published, but language.source or vision.source is not set; "
+            "set both, choose a preset that has them, or set weights to random"
+        )
+    folder = language_folder(backbone.language.source)
+    tokenizer = read_tokenizer(folder)
+    language = read_language(folder, backbone.language, len(tokenizer))
+    config = replace(config, backbone=replace(backbone, language=language))
+    policy = RoboFlamingo(config, tokenizer, empty=True)
+    if half:
+        _halve_frozen(policy.backbone)
+    fill_language(policy, folder)
+    fill_vision(policy, clip_file(config.backbone.vision.source or ""))
+    if config.backbone.checkpoint is not None:
+        fill_flamingo(policy, checkpoint_file(config.backbone.checkpoint), allow)
+    policy.backbone.copy_residual()
+    complete(policy.backbone)
+    return policy
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a language model's folder, with OpenFlamingo's tokens; padding on the right.
+
+    Raises:
+        WeightsError: the folder has none.
+    """
+    try:
+        return with_special_tokens(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{folder} has no tokenizer that can be read (tokenizer.json and its configs): {error}"
+        ) from error
+
+
+def read_language(folder: Path, config: LanguageConfig, tokens: int) -> LanguageConfig:
+    """The same with sizes and settings of the folder's config.json, and a row for every token.
+
+    Raises:
+        WeightsError: config.json is missing, or of an architecture that does not exist here.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist; {folder} is no language model's folder")
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    kind = settings.get("model_type")
+    if kind == "mosaic_gpt":
+        settings, kind = mosaic_config(settings).to_dict(), "mpt"
+    if kind not in DECODERS:
+        raise WeightsError(f"{path} is of model_type {kind}; choose one of {', '.join(DECODERS)} or mosaic_gpt")
+    width, layers, heads = (settings.pop(name) for name in DECODERS[kind].names)
+    ignored = (
+        "model_type",
+        "vocab_size",
+        "use_cache",
+        "architectures",
+        "torch_dtype",
+        "dtype",
+        "auto_map",
+        "_name_or_path",
+    )
+    settings = {key: value for key, value in settings.items() if key not in (*ignored, "transformers_version")}
+    return replace(
+        config, kind=kind, width=width, layers=layers, heads=heads, settings=settings, vocabulary=tokens, words=()
+    )
+
+
+def fill_language(policy: RoboFlamingo, folder: Path) -> None:
+    """Reads the language model's weights."""
+    language = policy.config.backbone.language
+    _fill_part(policy, "lang_encoder", language_names(read_tensors(folder), DECODERS[language.kind]), folder)
+
+
+def fill_vision(policy: RoboFlamingo, path: Path) -> None:
+    """Reads the vision encoder's weights, of CLIP whole or of the encoder alone."""
+    _fill_part(policy, "vision_encoder", without_unused_norm(policy, vision_names(read_tensors(path))), path)
+
+
+def without_unused_norm(policy: RoboFlamingo, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same without CLIP's last norm, unless the vision encoder has it (`VisionConfig.final_norm`)."""
+    if policy.config.backbone.vision.final_norm:
+        return tensors
+    return {name: tensor for name, tensor in tensors.items() if ".vision_encoder.ln_post." not in name}
+
+
+def _fill_part(policy: RoboFlamingo, part: str, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    needed = [
+        name
+        for name in policy.state_dict()
+        if name.startswith(f"backbone.{part}.") and not any(word in name for word in ADDED)
+    ]
+    assign(policy, tensors, needed, source)
+
+
+def fill_flamingo(policy: RoboFlamingo, path: Path, allow: Collection[Problem] = ()) -> None:
+    """Reads OpenFlamingo's weights; a second resampler begins as a copy of the first, as RoboFlamingo's does.
+
+    Raises:
+        WeightsError: resampler or cross-attention is not whole, or does not fit.
+    """
+    tensors = flamingo_names(read_tensors(path), policy.config.backbone.language.kind)
+    needed = [
+        name
+        for name in policy.state_dict()
+        if name.startswith("backbone.perceiver.") or "gated_cross_attn_layer" in name
+    ]
+    assign(policy, tensors, needed, path, allow)
+    gripper = policy.backbone.perceiver_gripper
+    if gripper is not None and not any("perceiver_gripper" in name for name in tensors):
+        gripper.load_state_dict(policy.backbone.perceiver.state_dict())
+
+
+def _halve_frozen(backbone: Flamingo) -> None:
+    """Vision encoder and decoder layers, not what is added to them."""
+    parts: list[nn.Module] = [backbone.vision_encoder, *(layer.decoder_layer for layer in backbone.layers)]
+    for part in parts:
+        halve(part, also_trained=True)

@@ -1,0 +1,320 @@
+"""Published weights: our Flamingo, filled from files in the published formats, is open_flamingo's."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import os
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+from policies import SENTENCES
+from published import LANGUAGE_MODELS, as_mosaic, pixels, publish
+from roboflamingo.checkpoint import load_policy, save_policy
+from roboflamingo.cli.weights import main
+from roboflamingo.converting import convert
+from roboflamingo.making import make_policy
+from roboflamingo.weights import WeightsError, read_tensors
+
+
+@pytest.fixture(scope="module", params=sorted(LANGUAGE_MODELS))
+def published(request, tmp_path_factory):
+    return publish(
+        tmp_path_factory.mktemp(request.param), request.param, first="<s>" if request.param == "llama" else None
+    )
+
+
+@pytest.fixture(scope="module")
+def mpt(tmp_path_factory):
+    return publish(tmp_path_factory.mktemp("mpt"), "mpt")
+
+
+def images(count, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 28, 28, 3), dtype=torch.uint8, generator=random)
+
+
+def their_hidden_states(published, static, sentences):
+    """open_flamingo's last hidden states (N, L, D) for one image a sentence, and the mask."""
+    tokenizer, model = published.tokenizer, published.model
+    tokenizer.padding_side = "right"
+    texts = [f"<image>{sentence}<|endofchunk|>{tokenizer.eos_token}" for sentence in sentences]
+    tokens = tokenizer(texts, padding="longest", return_tensors="pt")
+    model._encode_vision_x(pixels(static)[:, None, None])
+    model._condition_media_locations(tokens["input_ids"])
+    mask = tokens["attention_mask"].bool()
+    output = model.lang_encoder(input_ids=tokens["input_ids"], attention_mask=mask, output_hidden_states=True)
+    return output.hidden_states[-1], mask
+
+
+@torch.no_grad()
+def test_hidden_states_are_open_flamingos(published):
+    policy = make_policy(published.config())
+    backbone = policy.backbone.eval()
+    static = images(len(SENTENCES))
+    expected, mask = their_hidden_states(published, static, SENTENCES)
+    media = backbone.perceiver(backbone.vision_encoder(static))
+    hidden = backbone(media, policy.read(SENTENCES))
+    assert hidden.shape == expected.shape
+    assert (hidden - expected)[mask].abs().max() <= 1e-5
+
+
+@torch.no_grad()
+def test_frames_of_one_instruction_share_what_needs_no_image(published):
+    policy = make_policy(published.config()).eval()
+    media = policy.see(*(images(6, seed).unflatten(0, (2, 3)) for seed in (1, 2)))
+    together = policy.backbone(media.flatten(0, 1), policy.read(SENTENCES[:2]))
+    each = [policy.backbone(media[i, t : t + 1], policy.read(SENTENCES[i : i + 1])) for i in range(2) for t in range(3)]
+    for row, alone in zip(together, each, strict=True):
+        torch.testing.assert_close(row[: alone.shape[1]], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_saved_policy_needs_no_other_file(published, tmp_path):
+    policy = make_policy(published.config()).eval()
+    save_policy(policy, tmp_path / "policy")
+    config = published.config()
+    away = published.language.rename(published.language.with_name("away"))
+    try:
+        loaded = load_policy(tmp_path / "policy")
+    finally:
+        away.rename(published.language)
+    assert config.backbone.language.source == loaded.config.backbone.language.source
+    for name, tensor in policy.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    batch = {
+        "rgb_static": images(3).unsqueeze(0), "rgb_gripper": images(3, 1).unsqueeze(0),
+        "robot_obs": torch.zeros(1, 3, 15), "instruction": [SENTENCES[0]],
+    }  # fmt: skip
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.predict(batch), policy.predict(batch))
+
+
+def test_mpt_1b_is_read_from_its_own_folder_and_keeps_its_quirk(mpt, tmp_path):
+    as_mosaic(mpt.language, tmp_path / "mosaic")
+    config = mpt.config()
+    language = replace(config.backbone.language, source=str(tmp_path / "mosaic"), output="penultimate")
+    policy = make_policy(replace(config, backbone=replace(config.backbone, language=language))).eval()
+    table = read_tensors(tmp_path / "mosaic")["transformer.blocks.1.attn.q_ln.weight"]
+    assert torch.equal(policy.backbone.layers[1].decoder_layer.attn.q_ln.weight, table)
+    last = policy.backbone.layers[-1]
+    media = policy.see(images(1).unsqueeze(0), images(1, 1).unsqueeze(0)).flatten(0, 1)
+    with torch.no_grad():
+        before = policy.backbone(media, policy.read(SENTENCES[:1]))
+        for parameter in last.parameters():
+            parameter.zero_()
+        assert torch.equal(policy.backbone(media, policy.read(SENTENCES[:1])), before)
+
+
+def test_a_second_resampler_begins_as_a_copy_of_the_first(mpt):
+    config = mpt.config()
+    separate = replace(config.backbone, resampler=replace(config.backbone.resampler, separate=True))
+    backbone = make_policy(replace(config, backbone=separate)).backbone
+    assert backbone.perceiver_gripper is not None
+    for first, second in zip(backbone.perceiver.parameters(), backbone.perceiver_gripper.parameters(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_half_precision_is_stored_from_the_start(mpt):
+    policy = make_policy(mpt.config(), half=True)
+    layer = policy.backbone.layers[0]
+    assert layer.decoder_layer.attn.Wqkv.weight.dtype == torch.bfloat16
+    assert layer.decoder_layer.norm_1.weight.dtype == torch.float32
+    assert policy.backbone.layers[1].gated_cross_attn_layer.attn.to_q.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("problem", ["missing", "unexpected", "shape"])
+def test_what_does_not_fit_is_listed_and_an_error_unless_allowed(mpt, tmp_path, problem):
+    tensors = read_tensors(mpt.checkpoint)
+    name = "perceiver.norm.weight"
+    if problem == "missing":
+        del tensors[name]
+    elif problem == "unexpected":
+        tensors["extra.weight"] = torch.zeros(2)
+    else:
+        tensors[name] = torch.zeros(7)
+    torch.save(tensors, tmp_path / "changed.pt")
+    config = mpt.config()
+    config = replace(config, backbone=replace(config.backbone, checkpoint=str(tmp_path / "changed.pt")))
+    named = "extra.weight" if problem == "unexpected" else "backbone.perceiver.norm.weight"
+    with pytest.raises(WeightsError, match=rf"changed.pt does not fit. {problem}: {named}"):
+        make_policy(config)
+    assert make_policy(config, allow=[problem]) is not None
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_file_with_code_is_refused_and_its_code_not_run(tmp_path):
+    torch.save({"perceiver.latents": Hostile(tmp_path / "made")}, tmp_path / "hostile.pt")
+    with pytest.raises(WeightsError, match="more than tensors"):
+        read_tensors(tmp_path / "hostile.pt")
+    (tmp_path / "old.bin").write_bytes(pickle.dumps({"a": Hostile(tmp_path / "made")}))
+    with pytest.raises(WeightsError, match=r"old\.bin"):
+        read_tensors(tmp_path / "old.bin")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04"])
+def test_broken_files_are_named(tmp_path, content):
+    for name in ("weights.pt", "weights.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=name):
+            read_tensors(tmp_path / name)
+
+
+def test_a_missing_source_says_what_to_do(mpt, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    config = mpt.config()
+    language = replace(config.backbone.language, source="nobody/no-model")
+    with pytest.raises(WeightsError, match=r"nobody/no-model is not in the cache.*hf download nobody/no-model"):
+        make_policy(replace(config, backbone=replace(config.backbone, language=language)))
+
+
+def theirs_with_a_head(published, chunk, separate):
+    """A RoboFlamingo checkpoint's tensors, and what its head says to pooled features (B, T, D)."""
+    torch.manual_seed(chunk)
+    rnn = torch.nn.LSTM(32, 24, 2, batch_first=True)
+    widths = [24, 20, 12]
+
+    def perceptron(out):
+        layers = [part for a, b in itertools.pairwise(widths) for part in (torch.nn.Linear(a, b), torch.nn.ReLU())]
+        return torch.nn.Sequential(*layers, torch.nn.Linear(widths[-1], out))
+
+    pose, gripper = perceptron(6 * chunk), perceptron(chunk)
+    tensors = {f"module.{name}": tensor for name, tensor in read_tensors(published.checkpoint).items()}
+    for name, part in {"rnn": rnn, "actions.mlp": pose, "gripper.mlp": gripper}.items():
+        tensors |= {f"module.lm_head.{name}.{key}": tensor for key, tensor in part.state_dict().items()}
+    if separate:
+        copies = {
+            key.replace("perceiver", "perceiver_gripper"): t + 0.01
+            for key, t in tensors.items()
+            if ".perceiver." in key
+        }
+        tensors |= copies
+
+    def head(features):
+        hidden = rnn(features)[0]
+        return pose(hidden).tanh().unflatten(-1, (chunk, 6)), gripper(hidden).sigmoid()
+
+    return tensors, head
+
+
+@pytest.mark.parametrize(("chunk", "separate"), [(1, False), (5, True)])
+@torch.no_grad()
+def test_a_roboflamingo_checkpoint_becomes_the_policy_it_was(mpt, tmp_path, chunk, separate):
+    tensors, head = theirs_with_a_head(mpt, chunk, separate)
+    torch.save({"epoch": 3, "model_state_dict": tensors}, tmp_path / "checkpoint.pth")
+    convert(tmp_path / "checkpoint.pth", tmp_path / "policy", mpt.config(window=3))
+    policy = load_policy(tmp_path / "policy")
+    assert (policy.config.chunk, policy.config.backbone.resampler.separate) == (chunk, separate)
+    static, gripper = images(3, 1), images(3, 2)
+    gripper_tensors = {
+        key.removeprefix("module.").replace("_gripper", ""): tensor
+        for key, tensor in tensors.items()
+        if key.startswith("module.perceiver_gripper." if separate else "module.perceiver.")
+    }
+    model = mpt.model
+    tokens = model.perceiver(model.vision_encoder(pixels(static))[1][:, None, None])
+    other = copy.deepcopy(model)
+    other.load_state_dict(gripper_tensors, strict=False)
+    seen = torch.cat([tokens, other.perceiver(other.vision_encoder(pixels(gripper))[1][:, None, None])], dim=2)
+    hidden = hidden_states_given(mpt, seen, SENTENCES[0])
+    expected = head(hidden.max(dim=1).values.unsqueeze(0))
+    prediction = policy.predict(
+        {
+            "rgb_static": static.unsqueeze(0), "rgb_gripper": gripper.unsqueeze(0),
+            "robot_obs": torch.zeros(1, 3, 15), "instruction": [SENTENCES[0]],
+        }
+    )  # fmt: skip
+    torch.testing.assert_close(prediction.pose, expected[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(prediction.gripper_logits.sigmoid(), expected[1], atol=1e-5, rtol=0)
+
+
+def hidden_states_given(published, media, sentence):
+    """open_flamingo's last hidden states (N, L, D) for visual tokens (N, 1, R, Dv) and one sentence."""
+    tokenizer, model = published.tokenizer, published.model
+    ids = tokenizer([f"<image>{sentence}<|endofchunk|>{tokenizer.eos_token}"] * len(media), return_tensors="pt")
+    for layer in model.lang_encoder._get_decoder_layers():
+        layer.condition_vis_x(media)
+    model._condition_media_locations(ids["input_ids"])
+    mask = ids["attention_mask"].bool()
+    output = model.lang_encoder(input_ids=ids["input_ids"], attention_mask=mask, output_hidden_states=True)
+    return output.hidden_states[-1]
+
+
+def test_a_checkpoint_that_holds_everything_needs_no_sources(mpt, tmp_path):
+    tensors, _ = theirs_with_a_head(mpt, 1, False)
+    whole = {f"module.{name}": tensor for name, tensor in mpt.model.state_dict().items()}
+    torch.save(whole | tensors, tmp_path / "whole.pth")
+    source = make_policy(mpt.config())
+    config = replace(source.config, backbone=replace(source.config.backbone, weights="random"))
+    policy = convert(tmp_path / "whole.pth", tmp_path / "policy", config)
+    for name, tensor in source.backbone.state_dict().items():
+        assert torch.equal(policy.backbone.state_dict()[name], tensor), name
+
+
+def test_an_openflamingo_checkpoint_becomes_a_policy_to_begin_from(mpt, tmp_path):
+    policy = convert(mpt.checkpoint, tmp_path / "policy", mpt.config())
+    loaded = load_policy(tmp_path / "policy")
+    assert torch.equal(loaded.backbone.perceiver.latents, policy.backbone.perceiver.latents)
+    assert torch.equal(loaded.backbone.perceiver.latents, read_tensors(mpt.checkpoint)["perceiver.latents"])
+
+
+def hub_layout(cache, name, files):
+    """A repository in the layout of the Hugging Face cache: blobs by their hashes, and links to them."""
+    folder = cache / f"models--{name.replace('/', '--')}"
+    snapshot, blobs = folder / "snapshots" / ("a" * 40), folder / "blobs"
+    for path in (snapshot, blobs, folder / "refs"):
+        path.mkdir(parents=True)
+    (folder / "refs" / "main").write_text("a" * 40)
+    for file, content in files.items():
+        large = not file.endswith((".md", ".json"))
+        git = hashlib.sha1(f"blob {len(content)}\0".encode() + content)
+        digest = (hashlib.sha256(content) if large else git).hexdigest()
+        (blobs / digest).write_bytes(content)
+        (snapshot / file).symlink_to(blobs / digest)
+    return snapshot
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A cache with all that mpt-1b needs, and no network."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    card = b"---\nlicense: apache-2.0\n---\n# A model\n"
+    weights = {"model.safetensors": b"weights", "config.json": b"{}", "README.md": card}
+    hub_layout(tmp_path, "mosaicml/mpt-1b-redpajama-200b", weights)
+    hub_layout(tmp_path, "timm/vit_large_patch14_clip_224.openai", {"open_clip_model.safetensors": b"clip"})
+    hub_layout(tmp_path, "openflamingo/OpenFlamingo-3B-vitl-mpt1b", {"checkpoint.pt": b"x" * 1000, "README.md": b"# x"})
+    return tmp_path
+
+
+def test_weights_are_found_and_described(hub, capsys):
+    main(["get", "mpt-1b", "--cache", str(hub)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "language model mosaicml/mpt-1b-redpajama-200b: 0.00 GB, licence apache-2.0, hashes right" in said
+    assert str(next(hub.glob("models--openflamingo*/snapshots/*"))) in said
+
+
+def test_a_broken_download_is_noticed_and_removed(hub, capsys):
+    path = next(hub.glob("models--openflamingo*/snapshots/*/checkpoint.pt"))
+    path.resolve().write_bytes(b"y" * 1000)
+    with pytest.raises(SystemExit):
+        main(["get", "mpt-1b", "--cache", str(hub)])
+    assert "checkpoint.pt is not what the hub has" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_without_weights_and_network_it_says_which_files_to_bring(hub, capsys):
+    with pytest.raises(SystemExit):
+        main(["get", "rpj-3b", "--cache", str(hub)])
+    said = capsys.readouterr().err
+    assert "RedPajama-INCITE-Base-3B-v1 is not in the cache" in said and "*.safetensors" in said
