@@ -7,6 +7,8 @@ R resampler latents, L text tokens, D width.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,12 +28,25 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(-2, -3)  # (N, L, H*d) -> (N, H, L, d)
 
 
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int) -> Tensor:
-    """Multi-head attention (N, L, H*d) over (N, V, H*d), scaled by 1 / sqrt(d)."""
-    out = F.scaled_dot_product_attention(
-        _split_heads(queries, heads), _split_heads(keys, heads), _split_heads(values, heads)
-    )
-    return out.transpose(-2, -3).flatten(-2)
+def attend(queries: Tensor, keys: Tensor, values: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
+    """Multi-head attention (N, L, H*d) over (N, V, H*d), scaled by 1 / sqrt(d).
+
+    Args:
+        queries: (N, L, H*d).
+        keys: (N, V, H*d).
+        values: (N, V, H*d).
+        heads: H.
+        bias: added to the scores, (1 or N, 1 or H, L, V).
+    """
+    dtype = values.dtype
+    # On a CPU torch's attention is slower in bf16 than in fp32, its backward pass by more than ten times; autocast
+    # would choose bf16.
+    on_cpu = values.device.type == "cpu"
+    compute = torch.float32 if on_cpu else dtype
+    q, k, v = (_split_heads(x, heads).to(compute) for x in (queries, keys, values))
+    with torch.autocast("cpu", enabled=False) if on_cpu else nullcontext():
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(compute))
+    return out.transpose(-2, -3).flatten(-2).to(dtype)
 
 
 class PerceiverAttention(nn.Module):
@@ -57,7 +72,7 @@ class PerceiverAttention(nn.Module):
         latents = self.norm_latents(latents)
         keys, values = self.to_kv(torch.cat([self.norm_media(tokens), latents], dim=1)).chunk(2, dim=-1)
         queries = self.to_q(latents)
-        return self.to_out(_attend(queries, keys, values, self.heads))
+        return self.to_out(attend(queries, keys, values, self.heads))
 
 
 class PerceiverResampler(nn.Module):
@@ -117,7 +132,7 @@ class MaskedCrossAttention(nn.Module):
         """
         queries = self.to_q(self.norm(text))
         keys, values = self.to_kv(media).chunk(2, dim=-1)
-        out = _attend(queries, keys, values, self.heads)
+        out = attend(queries, keys, values, self.heads)
         if sees_media is not None:
             out = out * sees_media.unsqueeze(-1)
         return self.to_out(out)

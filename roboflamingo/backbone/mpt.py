@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import MptConfig, PreTrainedModel
 
+from roboflamingo.backbone.attention import attend
+
 MOSAIC_NAMES = {
     "ln_1.": "norm_1.",
     "ln_2.": "norm_2.",
@@ -67,9 +69,7 @@ class MPTAttention(nn.Module):
         if self.q_ln is not None and self.k_ln is not None:
             # The norms compute in float32 under autocast; attention takes one type.
             queries, keys = self.q_ln(queries).to(values.dtype), self.k_ln(keys).to(values.dtype)
-        queries, keys, values = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (queries, keys, values))
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias.to(values.dtype))
-        return self.out_proj(out.transpose(1, 2).flatten(-2))
+        return self.out_proj(attend(queries, keys, values, self.heads, bias))
 
 
 class MPTPerceptron(nn.Module):

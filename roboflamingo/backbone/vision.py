@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, VisionTransformer
 from torch import Tensor, nn
 
+from roboflamingo.backbone.attention import attend
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+IMAGES_IN_CACHE = 16
+"""Images that a CPU encodes at once where nothing is kept for a backward pass; more would leave its cache."""
 
 
 @dataclass
@@ -76,13 +81,34 @@ class VisionEncoder(VisionTransformer):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, H, W, 3) uint8 -> tokens (N, V, D) without the class token."""
-        pixels = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-        patches = self.conv1(pixels.contiguous(memory_format=torch.channels_last))
-        grid = patches.shape[-2:]
-        tokens = patches.flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.class_embedding.expand(len(tokens), 1, -1), tokens], dim=1)
+        if images.device.type == "cpu" and not self.class_embedding.requires_grad:
+            return torch.cat([self._tokens(few) for few in images.split(IMAGES_IN_CACHE)])
+        return self._tokens(images)
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        """The same for images that are few enough, or on a GPU."""
+        patches, grid = self._patches(images)
+        tokens = torch.cat([self.class_embedding.expand(len(patches), 1, -1), patches], dim=1)
         tokens = tokens + self._positions(grid)
-        return self.ln_post(self.transformer(self.ln_pre(tokens)))[:, 1:]
+        tokens = self.ln_pre(tokens)
+        for block in self.transformer.resblocks:
+            tokens = _after_block(block, tokens)
+        return self.ln_post(tokens)[:, 1:]
+
+    def _patches(self, images: Tensor) -> tuple[Tensor, torch.Size]:
+        """Images -> embedded patches (N, V, D), and how many there are down and across."""
+        if isinstance(self.conv1, nn.Sequential):
+            pixels = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+            patches = self.conv1(pixels.contiguous(memory_format=torch.channels_last))
+            return patches.flatten(2).transpose(1, 2), patches.shape[-2:]
+        # A convolution whose patches do not overlap is one matrix product, into which the normalisation goes as well:
+        # pixels are touched once as bytes and once as numbers.
+        size = self.conv1.kernel_size[0]
+        cut = images.unfold(1, size, size).unfold(2, size, size)  # (N, down, across, 3, size, size)
+        weight = self.conv1.weight.float() / self.std
+        bias = -(weight * self.mean).flatten(1).sum(1)
+        pixels = cut.flatten(3).flatten(1, 2).to(weight.dtype)
+        return F.linear(pixels, weight.flatten(1), bias), cut.shape[1:3]
 
     def _positions(self, grid: torch.Size) -> Tensor:
         """Position embeddings (1 + V, D) for a grid of patches."""
@@ -92,6 +118,14 @@ class VisionEncoder(VisionTransformer):
         plane = rest.T.unflatten(1, self.grid_size).unsqueeze(0)
         plane = F.interpolate(plane, size=tuple(grid), mode="bicubic", antialias=True, align_corners=False)
         return torch.cat([first, plane.squeeze(0).flatten(1).T])
+
+
+def _after_block(block: Any, tokens: Tensor) -> Tensor:
+    """What open_clip's block does to tokens (N, V, D), without the copies that its sequence-first attention takes."""
+    attention = block.attn
+    projected = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
+    tokens = tokens + attention.out_proj(attend(*projected.chunk(3, dim=-1), attention.num_heads))
+    return tokens + block.mlp(block.ln_2(tokens))
 
 
 def convolutional_stem(width: int, patch_size: int) -> nn.Sequential:

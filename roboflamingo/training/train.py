@@ -76,7 +76,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
     training, held_out = open_windows(config, console)
     config = replace(config, policy=with_statistics(config.policy, training))
     if config.precision == "auto":
-        config = replace(config, precision="bf16" if _computes_in_bf16(config.accelerator) else "fp32")
+        config = replace(config, precision="bf16" if computes_in_bf16(config.accelerator) else "fp32")
     saved = load_state(run / "last.ckpt")
     if saved is not None:
         check_same_config(config, run / "config.yaml")
@@ -151,7 +151,7 @@ def _progress(config: TrainConfig, saved: dict[str, Any] | None) -> Progress:
     return progress
 
 
-def _computes_in_bf16(accelerator: str) -> bool:
+def computes_in_bf16(accelerator: str) -> bool:
     """Whether bf16 has arithmetic of its own here; emulated, it would be slower than fp32."""
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
