@@ -124,7 +124,8 @@ def _after_block(block: Any, tokens: Tensor) -> Tensor:
     """What open_clip's block does to tokens (N, V, D), without the copies that its sequence-first attention takes."""
     attention = block.attn
     projected = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
-    tokens = tokens + attention.out_proj(attend(*projected.chunk(3, dim=-1), attention.num_heads))
+    queries, keys, values = projected.chunk(3, dim=-1)
+    tokens = tokens + attention.out_proj(attend(queries, keys, values, attention.num_heads))
     return tokens + block.mlp(block.ln_2(tokens))
 
 

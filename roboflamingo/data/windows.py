@@ -74,10 +74,27 @@ class Windows(Dataset[Any]):
         # first frame and the one after the last of every segment, counted through all folders: (segments, 2)
         self._bounds = np.array([segment["rows"] for _, segment in segments])
         self._bounds += self._first_rows[[i for i, _ in segments], None]
+        self._segment_weights = np.array([weights[i] for i, _ in segments])
+        self._count()
+        self._open()
+
+    def _count(self) -> None:
         self._lengths = self._bounds[:, 1] - self._bounds[:, 0]
         self._ends = np.cumsum(self._lengths)
-        self._segment_weights = np.array([weights[i] for i, _ in segments])
-        self._open()
+
+    def keep(self, fraction: float, seed: int) -> None:
+        """Leaves out all but a share of each task's segments, at least one, drawn by seed."""
+        if fraction >= 1:
+            return
+        random, tasks = np.random.default_rng(seed), np.array(self.tasks)
+        kept: list[int] = []
+        for task in np.unique(tasks):
+            members = np.flatnonzero(tasks == task)
+            kept += random.permutation(members)[: max(1, round(fraction * len(members)))].tolist()
+        kept.sort()
+        self._bounds, self._segment_weights = self._bounds[kept], self._segment_weights[kept]
+        self.instructions, self.tasks = [self.instructions[i] for i in kept], [self.tasks[i] for i in kept]
+        self._count()
 
     def _open(self) -> None:
         # plain array views: indexing an np.memmap costs a Python call for every slice

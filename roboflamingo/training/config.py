@@ -23,6 +23,7 @@ class DataConfig:
         cache: where packed copies go; None for `packed/` in the first folder.
         stride: recorded frames (30 Hz) from one frame of a window to the next.
         language: the sub-folder of a split that holds `auto_lang_ann.npy`.
+        fraction: share of the annotated segments of `training/` that is used, drawn by `seed` evenly over tasks.
         balance_tasks: draws every task equally often instead of every window.
         workers: processes that read ahead; 0 reads between two steps, which takes about a millisecond.
         pack_processes: processes that pack; None for one per core.
@@ -32,6 +33,7 @@ class DataConfig:
     cache: str | None = None
     stride: int = 1
     language: str = "lang_annotations"
+    fraction: float = 1.0
     balance_tasks: bool = False
     workers: int = 0
     pack_processes: int | None = None
@@ -133,7 +135,8 @@ class TrainConfig:
         trainable: which of its weights.
         optimizer: how it is trained.
         start_from: a policy folder; training starts with its weights and sizes instead of `policy`.
-        max_steps: optimizer steps to train for. Exactly one of max_steps and max_minutes is set.
+        max_steps: optimizer steps to train for. Exactly one of max_steps, max_epochs and max_minutes is set.
+        max_epochs: the same, as times that as many windows are drawn as there are.
         max_minutes: minutes to train for, validation and saving included, packing not.
         batch_size: windows that a process draws at once.
         accumulate: batches whose gradients make one optimizer step.
@@ -168,6 +171,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     start_from: str | None = None
     max_steps: int | None = None
+    max_epochs: float | None = None
     max_minutes: float | None = None
     batch_size: int = 32
     accumulate: int = 1
@@ -192,9 +196,20 @@ class TrainConfig:
     save_every_minutes: float | None = 2.0
 
     def __post_init__(self) -> None:
-        if (self.max_steps is None) == (self.max_minutes is None):
-            raise ConfigError("set either max_steps or max_minutes, so that training knows when to end")
-        for name in ("max_steps", "max_minutes", "batch_size", "accumulate", "devices", "log_every_steps", "patience"):
+        if sum(value is not None for value in (self.max_steps, self.max_epochs, self.max_minutes)) != 1:
+            raise ConfigError("set one of max_steps, max_epochs and max_minutes, so that training knows when to end")
+        if not 0 < self.data.fraction <= 1:
+            raise ConfigError(f"data.fraction is {self.data.fraction}; it is a share above 0 and up to 1")
+        for name in (
+            "max_steps",
+            "max_epochs",
+            "max_minutes",
+            "batch_size",
+            "accumulate",
+            "devices",
+            "log_every_steps",
+            "patience",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} is {value}; it must be positive")

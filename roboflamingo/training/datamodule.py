@@ -47,6 +47,7 @@ def open_windows(config: TrainConfig, console: Console | None = None) -> tuple[W
         return Windows(packed, **sizes, weights=weights, vectors=policy.vectors)
 
     training = windows([folder / "training" for folder in folders], list(data.folders.values()))
+    training.keep(data.fraction, config.seed)
     if not config.validation_windows:
         return training, None
     held_out = [folder / "validation" for folder in folders if (folder / "validation").is_dir()]
@@ -64,6 +65,13 @@ def with_statistics(policy: PolicyConfig, training: Windows) -> PolicyConfig:
     if policy.actions == "absolute" and "actions" not in policy.statistics:
         statistics["actions"] = pose_statistics(torch.from_numpy(training.column("actions")))
     return replace(policy, statistics=policy.statistics | statistics)
+
+
+def steps_of(config: TrainConfig, training: Windows) -> int:
+    """Optimizer steps that `max_epochs` comes to."""
+    assert config.max_epochs is not None
+    stream = WindowStream(training.draw_weights(balance_tasks=config.data.balance_tasks), config.seed)
+    return max(1, math.ceil(config.max_epochs * stream.epoch_length() / config.windows_a_step))
 
 
 class WindowDataModule(LightningDataModule):

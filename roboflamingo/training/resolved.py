@@ -14,6 +14,7 @@ FREE_TO_CHANGE = frozenset(
     {
         "run",
         "max_steps",
+        "max_epochs",
         "max_minutes",
         "data.cache",
         "data.workers",

@@ -24,7 +24,7 @@ from roboflamingo.making import make_policy
 from roboflamingo.policy import RoboFlamingo
 from roboflamingo.training.checkpoint import load_state, load_trained_weights
 from roboflamingo.training.config import TrainConfig
-from roboflamingo.training.datamodule import WindowDataModule, open_windows, with_statistics
+from roboflamingo.training.datamodule import WindowDataModule, open_windows, steps_of, with_statistics
 from roboflamingo.training.extras import check_extras
 from roboflamingo.training.layers import checkpoint_activations, compile_layers
 from roboflamingo.training.module import PolicyModule
@@ -75,6 +75,8 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
         config = replace(config, policy=read_config(Path(config.start_from) / CONFIG))
     training, held_out = open_windows(config, console)
     config = replace(config, policy=with_statistics(config.policy, training))
+    if config.max_epochs is not None:
+        config = replace(config, max_steps=steps_of(config, training), max_epochs=None)
     if config.precision == "auto":
         config = replace(config, precision="bf16" if computes_in_bf16(config.accelerator) else "fp32")
     saved = load_state(run / "last.ckpt")

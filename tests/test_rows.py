@@ -1,0 +1,79 @@
+"""The configurations of published rows: each is read, made small, and trains."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from roboflamingo.backbone.flamingo import CrossAttentionConfig, ResamplerConfig
+from roboflamingo.checkpoint import load_policy
+from roboflamingo.cli.arguments import parse_config
+from roboflamingo.heads import HeadConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.train import train
+from runs import metrics
+from synthetic import write_dataset
+
+ROWS = sorted((Path(__file__).parents[1] / "configs" / "rows").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data"))
+
+
+def small(config, run, dataset):
+    """The same row with random weights of a few thousand numbers, on one process."""
+    backbone = config.policy.backbone
+    language = replace(backbone.language, width=16, layers=4, heads=2, vocabulary=None, source=None)
+    if language.kind != "mpt":
+        language = replace(language, settings=language.settings | {"intermediate_size": 32})
+    backbone = replace(
+        backbone,
+        weights="random",
+        checkpoint=None,
+        vision=replace(backbone.vision, image_size=28, width=16, layers=1, heads=2, source=None),
+        language=language,
+        resampler=ResamplerConfig(latents=2, heads=2, head_width=8, separate=False),
+        cross_attention=CrossAttentionConfig(every=backbone.cross_attention.every, heads=2, head_width=8),
+    )
+    policy = replace(
+        config.policy, backbone=backbone, head=replace(config.policy.head, hidden=8, perceptrons=(8,)), window=2,
+        static_size=28, gripper_size=28, static_shift=2, gripper_shift=1,
+    )  # fmt: skip
+    everything = bool(config.trainable.everything)
+    return replace(
+        config, run=str(run), policy=policy, data=replace(config.data, folders={str(dataset): 1.0}, workers=0),
+        trainable=replace(config.trainable, everything=everything), devices=1, max_epochs=None, max_steps=2,
+        accelerator="cpu", validation_windows=0, log_every_steps=1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
+def test_a_row_names_its_figures_and_trains(tmp_path, dataset, path):
+    text = path.read_text()
+    assert re.search(r"^# reported: .*average length [\d.]+", text, re.MULTILINE) and "# source: " in text
+    assert f"configs/rows/{path.name}" in text
+    config = parse_config(TrainConfig, "train", ["--config", str(path), "--run", "x"], summary="", examples="")
+    assert config.policy.backbone.weights == "published" and config.policy.head == _published_head()
+    assert config.windows_a_step == 48 and config.optimizer.decay_only is not None
+    run = small(config, tmp_path / "run", dataset)
+    policy = load_policy(train(run, console=Console(quiet=True)))
+    assert policy.config.backbone.cross_attention.every == config.policy.backbone.cross_attention.every
+    assert len(metrics(tmp_path / "run")) == 2
+
+
+def _published_head():
+    return HeadConfig(
+        kind="lstm",
+        hidden=1024,
+        layers=4,
+        dropout=0.1,
+        perceptrons=(1024, 512, 256),
+        pose_beta=1.0,
+        gripper_weight=0.01,
+    )
