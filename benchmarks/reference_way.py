@@ -157,7 +157,7 @@ def _their_resampler(ours: nn.Module, config: BackboneConfig) -> nn.Module:
         heads=sizes.heads,
         num_latents=sizes.latents,
     )
-    theirs.load_state_dict(ours.state_dict())
+    theirs.load_state_dict(ours.state_dict(), assign=True)
     return theirs
 
 

@@ -33,6 +33,8 @@ class PolicyConfig:
         pooling: how the text tokens' hidden states become one vector: max, mean, or attention with a learned query.
         pool_padding: pools padding along with text, as RoboFlamingo did in training, where a sentence's vector
             then depends on the longest sentence of its batch.
+        word_dropout: share of an instruction's words left out at random in training, so that no single wording is
+            relied on.
         window: T, frames that the head sees.
         chunk: K, actions predicted at each frame.
         static_size: edge (pixels) of the static camera's image as the policy is shown it.
@@ -52,6 +54,7 @@ class PolicyConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     pooling: PoolingKind = "max"
     pool_padding: bool = False
+    word_dropout: float = 0.0
     window: int = 1
     chunk: int = 8
     static_size: int = 96
@@ -70,6 +73,8 @@ class PolicyConfig:
             raise ValueError(f"policy.window and policy.chunk must be at least 1, not {self.window} and {self.chunk}")
         if self.state not in STATE_SIZES:
             raise ValueError(f"policy.state {self.state!r} does not exist; choose one of {', '.join(STATE_SIZES)}")
+        if not 0 <= self.word_dropout < 1:
+            raise ValueError(f"policy.word_dropout is a share below 1, not {self.word_dropout}")
         for name in ("static_size", "gripper_size"):
             size, patch = getattr(self, name), self.backbone.vision.patch_size
             if size % patch:
@@ -174,7 +179,8 @@ class RoboFlamingo(nn.Module):
     def read(self, instruction: Sequence[str]) -> Text:
         """B sentences as far as they can be read without images."""
         device = next(self.parameters()).device
-        return self.backbone.read(*self.backbone.instructions.batch(instruction, device))
+        dropout = self.config.word_dropout if self.training else 0.0
+        return self.backbone.read(*self.backbone.instructions.batch(instruction, device, dropout))
 
     def low_dimensional(self, batch: Mapping[str, Any]) -> Tensor:
         """Robot state and named vectors (B, T, n), normalised."""

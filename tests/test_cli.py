@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from roboflamingo.cli.arguments import parse_config
 from roboflamingo.cli.main import VERBS, main
+from roboflamingo.training.config import TrainConfig
 from runs import metrics, tiny_run, write_yaml
 from synthetic import write_dataset
 
@@ -100,7 +102,7 @@ def test_broken_yaml_and_missing_files_are_named(tmp_path: Path, capsys: pytest.
 
 def test_values_that_contradict_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(capsys, "train", "--run", "r", "--data.folders", "{a: 1.0}")
-    assert "either max_steps or max_minutes" in message
+    assert "one of max_steps, max_epochs and max_minutes" in message
 
 
 def test_a_missing_data_set_is_an_error_without_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,3 +147,15 @@ def test_a_yes_or_no_key_is_a_switch(capsys: pytest.CaptureFixture[str]) -> None
 
     for words, check in ((["--check"], True), (["--check", "--starts", "3"], True), (["--check", "false"], False)):
         assert parse_config(CollectConfig, "collect", words, summary="", examples="").check is check
+
+
+def test_a_preset_gives_defaults_that_other_keys_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.yaml").write_text("policy: {backbone: {preset: rpj-3b, resampler: {latents: 32}}, window: 6}\n")
+    given = ["--config", str(tmp_path / "run.yaml"), "--run", "x", "--max_steps", "1", "--data.folders", "{a: 1.0}"]
+    policy = parse_config(TrainConfig, "train", [*given, "--policy.head.hidden", "512"], summary="", examples="").policy
+    assert (policy.backbone.language.width, policy.backbone.cross_attention.every) == (2560, 2)
+    assert (policy.backbone.resampler.latents, policy.backbone.resampler.depth) == (32, 6)
+    assert (policy.window, policy.chunk, policy.head.hidden, policy.head.layers) == (6, 1, 512, 4)
+    with pytest.raises(SystemExit):
+        parse_config(TrainConfig, "train", [*given, "--policy.backbone.preset", "mpt-9b"], summary="", examples="")
+    assert "backbone.preset 'mpt-9b' does not exist; choose one of tiny, mpt-1b" in capsys.readouterr().err

@@ -145,3 +145,22 @@ def test_every_pooling_trains_a_policy(kind):
     policy.loss(a_batch(policy.config))["loss"].backward()
     gradients = [p.grad for p in policy.parameters() if p.requires_grad]
     assert sum(g is not None and bool(g.abs().sum() > 0) for g in gradients) > 0.8 * len(gradients)
+
+
+def test_words_are_left_out_in_training_only_and_never_the_image():
+    policy = small_policy(word_dropout=0.5)
+    instructions = policy.backbone.instructions
+    whole = instructions.ids(SENTENCES[0])
+    torch.manual_seed(0)
+    lengths = set()
+    for _ in range(20):
+        ids, is_text, sees = instructions.batch([SENTENCES[0]], torch.device("cpu"), 0.5)
+        row = ids[0, is_text[0]].tolist()
+        assert row[0] == whole[0] and row[-1] == whole[-1] and sees is None
+        assert set(row) <= set(whole)
+        lengths.add(len(row))
+    assert min(lengths) < len(whole) - 1 and len(lengths) > 2
+    assert policy.read([SENTENCES[0]]).hidden.shape[1] == len(whole)
+    assert any(policy.train().read([SENTENCES[0]]).hidden.shape[1] < len(whole) for _ in range(10))
+    with pytest.raises(ValueError, match=r"word_dropout is a share"):
+        small_policy(word_dropout=1.0)

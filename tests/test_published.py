@@ -126,6 +126,23 @@ def test_half_precision_is_stored_from_the_start(mpt):
     assert policy.backbone.layers[1].gated_cross_attn_layer.attn.to_q.weight.dtype == torch.float32
 
 
+def test_random_weights_of_a_published_model_need_no_file(published):
+    config = published.config()
+    nowhere = replace(config.backbone, weights="random", checkpoint="nowhere")
+    language = replace(make_policy(config).config.backbone.language, source="nobody/no-model")
+    config = replace(config, backbone=replace(nowhere, language=language)).with_words(SENTENCES)
+    policy = make_policy(config, half=True)
+    assert not any(tensor.is_meta for tensor in (*policy.parameters(), *policy.buffers()))
+    frozen = [p for layer in policy.backbone.layers for p in layer.decoder_layer.parameters() if p.ndim > 1]
+    assert {p.dtype for p in frozen} == {torch.bfloat16}
+    batch = {
+        "rgb_static": images(3).unsqueeze(0), "rgb_gripper": images(3, 1).unsqueeze(0),
+        "robot_obs": torch.zeros(1, 3, 15), "instruction": [SENTENCES[0]],
+    }  # fmt: skip
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert policy.predict(batch).pose.std() > 0
+
+
 @pytest.mark.parametrize("problem", ["missing", "unexpected", "shape"])
 def test_what_does_not_fit_is_listed_and_an_error_unless_allowed(mpt, tmp_path, problem):
     tensors = read_tensors(mpt.checkpoint)

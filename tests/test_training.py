@@ -18,6 +18,7 @@ from roboflamingo.checkpoint import load_policy
 from roboflamingo.heads import HeadConfig
 from roboflamingo.training.checkpoint import load_state, save_state
 from roboflamingo.training.config import ConfigError, DataConfig, OptimizerConfig
+from roboflamingo.training.datamodule import open_windows
 from roboflamingo.training.ema import WeightAverage
 from roboflamingo.training.metrics import MetricsLog
 from roboflamingo.training.progress import Progress
@@ -211,5 +212,23 @@ def test_weights_mix_folders(tmp_path: Path, dataset: Path) -> None:
 
 @pytest.mark.parametrize(("steps", "minutes"), [(None, None), (5, 5.0)])
 def test_training_needs_exactly_one_end(tmp_path: Path, steps: int | None, minutes: float | None) -> None:
-    with pytest.raises(ConfigError, match="either max_steps or max_minutes"):
+    with pytest.raises(ConfigError, match="one of max_steps, max_epochs and max_minutes"):
         tiny_run(tmp_path, tmp_path, max_steps=steps, max_minutes=minutes)
+
+
+def test_epochs_are_so_many_windows(tmp_path: Path, dataset: Path) -> None:
+    windows, _ = open_windows(tiny_run(tmp_path, dataset), QUIET)
+    train(tiny_run(tmp_path / "run", dataset, max_steps=None, max_epochs=0.5, batch_size=7), console=QUIET)
+    assert metrics(tmp_path / "run")[-1]["step"] == math.ceil(0.5 * len(windows) / 7)
+
+
+def test_a_fraction_keeps_some_segments_of_every_task(tmp_path: Path) -> None:
+    run = tiny_run(tmp_path, write_dataset(tmp_path / "data", lengths=[5] * 10))
+    whole, _ = open_windows(run, QUIET)
+    some, _ = open_windows(replace(run, data=replace(run.data, fraction=0.5)), QUIET)
+    again, _ = open_windows(replace(run, data=replace(run.data, fraction=0.5)), QUIET)
+    assert set(some.tasks) == set(whole.tasks) and len(some) < len(whole)
+    assert some.instructions == again.instructions
+    assert some.__getitems__([0, len(some) - 1])["frame_mask"].shape == (2, 2)
+    with pytest.raises(ConfigError, match=r"data\.fraction is 0\.0"):
+        replace(run, data=replace(run.data, fraction=0.0))

@@ -91,6 +91,7 @@ class Instructions:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.image = tokenizer.convert_tokens_to_ids(IMAGE)
+        self._special = set(tokenizer.all_special_ids)
         self._known: dict[str, list[int]] = {}
 
     def ids(self, sentence: str) -> list[int]:
@@ -100,14 +101,30 @@ class Instructions:
             self._known[sentence] = self.tokenizer(text)["input_ids"][: self.max_tokens]
         return self._known[sentence]
 
-    def batch(self, sentences: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor | None]:
+    def batch(
+        self, sentences: Sequence[str], device: torch.device, dropout: float = 0.0
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Ids (B, L) padded on the right, which are text (B, L), and which come after the image (B, L).
 
         The last is None where all do, which is so unless the tokenizer begins every text with a token of its own.
+
+        Args:
+            sentences: B.
+            device: of the result.
+            dropout: share of the words' tokens to leave out at random.
         """
         rows = [self.ids(sentence) for sentence in sentences]
+        if dropout > 0:
+            rows = [self._thinned(row, dropout) for row in rows]
         length = max(map(len, rows))
         ids = torch.tensor([row + [self.tokenizer.pad_token_id] * (length - len(row)) for row in rows])
         is_text = torch.tensor([[True] * len(row) + [False] * (length - len(row)) for row in rows])
         sees = None if all(row[0] == self.image for row in rows) else ((ids == self.image).cumsum(1) > 0).to(device)
         return ids.to(device, non_blocking=True), is_text.to(device, non_blocking=True), sees
+
+    def _thinned(self, row: list[int], dropout: float) -> list[int]:
+        """A row with words left out at random; image and end stay."""
+        chances = torch.rand(len(row)).tolist()
+        return [
+            token for token, chance in zip(row, chances, strict=True) if chance >= dropout or token in self._special
+        ]
