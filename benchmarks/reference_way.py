@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from open_clip.transformer import QuickGELU, VisionTransformer
 from open_flamingo.src import flamingo_lm, helpers
 from open_flamingo.src.utils import extend_instance
 from torch import Tensor, nn
@@ -101,6 +102,8 @@ class ReferenceFlamingo(nn.Module):
         self.ours, self._switches = ours, switches
         self._pixels: dict[int, Tensor] = {}
         self.width, self.visual_size, self.instructions = ours.width, ours.visual_size, ours.instructions
+        if "cameras" in switches:
+            self.their_vision_encoder = _their_vision_encoder(ours)
         if "attention" in switches:
             ours.perceiver = _their_resampler(ours.perceiver, ours.config)  # type: ignore[assignment]
             if ours.perceiver_gripper is not None:
@@ -123,10 +126,11 @@ class ReferenceFlamingo(nn.Module):
         return torch.cat(tokens, dim=1)
 
     def _encoded(self, camera: int, images: Tensor) -> Tensor:
-        """Patch tokens by open_clip's own forward pass, of pixels that the reference's loader has normed before."""
-        encoder = self.ours.vision_encoder
+        """Patch tokens by open_clip's own encoder, of pixels that the reference's loader has normed before."""
         if camera not in self._pixels:
-            self._pixels[camera] = (images.permute(0, 3, 1, 2).to(encoder.mean.dtype) - encoder.mean) / encoder.std
+            ours = self.ours.vision_encoder
+            self._pixels[camera] = (images.permute(0, 3, 1, 2).to(ours.mean.dtype) - ours.mean) / ours.std
+        encoder = self.their_vision_encoder
         return encoder.transformer(encoder._embeds(self._pixels[camera]))[:, 1:]
 
     def read(self, ids: Tensor, is_text: Tensor, sees: Tensor | None) -> Ids | Text:
@@ -146,6 +150,18 @@ class ReferenceFlamingo(nn.Module):
         if "logits" in self._switches:
             self.logits = F.linear(hidden, self.ours.lang_encoder.get_input_embeddings().weight)  # type: ignore[arg-type]
         return hidden
+
+
+def _their_vision_encoder(ours: Flamingo) -> VisionTransformer:
+    sizes = ours.config.vision
+    with torch.device("meta"):
+        theirs = VisionTransformer(
+            sizes.image_size, sizes.patch_size, sizes.width, sizes.layers, sizes.heads, 4.0, output_dim=sizes.width,
+            act_layer=QuickGELU if sizes.activation == "quick_gelu" else nn.GELU,
+        )  # fmt: skip
+    theirs.ln_post, theirs.proj = nn.Identity(), None
+    theirs.load_state_dict(ours.vision_encoder.state_dict(), assign=True)
+    return theirs
 
 
 def _their_resampler(ours: nn.Module, config: BackboneConfig) -> nn.Module:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import QuickGELU, VisionTransformer
+from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
 from roboflamingo.backbone.attention import attend
@@ -56,19 +56,34 @@ class VisionConfig:
             raise ValueError(f"a convolutional stem needs vision.patch_size 8 or 16, not {self.patch_size}")
 
 
+class Block(ResidualAttentionBlock):
+    """open_clip's block, without the copies that its sequence-first attention takes."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (N, V, D) -> (N, V, D)."""
+        attention = self.attn
+        projected = F.linear(self.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
+        queries, keys, values = projected.chunk(3, dim=-1)
+        tokens = tokens + attention.out_proj(attend(queries, keys, values, attention.num_heads))
+        return tokens + self.mlp(self.ln_2(tokens))
+
+
 class VisionEncoder(VisionTransformer):
     """open_clip's VisionTransformer, giving patch tokens for images of any size."""
 
     def __init__(self, config: VisionConfig) -> None:
+        activation = QuickGELU if config.activation == "quick_gelu" else nn.GELU
         super().__init__(
             image_size=config.image_size,
             patch_size=config.patch_size,
             width=config.width,
-            layers=config.layers,
+            layers=0,
             heads=config.heads,
             mlp_ratio=4.0,
             output_dim=config.width,
-            act_layer=QuickGELU if config.activation == "quick_gelu" else nn.GELU,
+        )
+        self.transformer.resblocks = nn.ModuleList(
+            Block(config.width, config.heads, act_layer=activation) for _ in range(config.layers)
         )
         if config.stem:
             self.conv1 = convolutional_stem(config.width, config.patch_size)
@@ -92,7 +107,7 @@ class VisionEncoder(VisionTransformer):
         tokens = tokens + self._positions(grid)
         tokens = self.ln_pre(tokens)
         for block in self.transformer.resblocks:
-            tokens = _after_block(block, tokens)
+            tokens = block(tokens)
         return self.ln_post(tokens)[:, 1:]
 
     def _patches(self, images: Tensor) -> tuple[Tensor, torch.Size]:
@@ -118,15 +133,6 @@ class VisionEncoder(VisionTransformer):
         plane = rest.T.unflatten(1, self.grid_size).unsqueeze(0)
         plane = F.interpolate(plane, size=tuple(grid), mode="bicubic", antialias=True, align_corners=False)
         return torch.cat([first, plane.squeeze(0).flatten(1).T])
-
-
-def _after_block(block: Any, tokens: Tensor) -> Tensor:
-    """What open_clip's block does to tokens (N, V, D), without the copies that its sequence-first attention takes."""
-    attention = block.attn
-    projected = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
-    queries, keys, values = projected.chunk(3, dim=-1)
-    tokens = tokens + attention.out_proj(attend(queries, keys, values, attention.num_heads))
-    return tokens + block.mlp(block.ln_2(tokens))
 
 
 def convolutional_stem(width: int, patch_size: int) -> nn.Sequential:
