@@ -118,6 +118,18 @@ def test_a_second_resampler_begins_as_a_copy_of_the_first(mpt):
         assert torch.equal(first, second)
 
 
+def test_the_pre_trained_cross_attention_can_be_left_out(mpt):
+    config = mpt.config()
+    policy = make_policy(replace(config, backbone=replace(config.backbone, checkpoint=None)))
+    theirs = read_tensors(mpt.checkpoint)["perceiver.latents"]
+    assert not torch.equal(policy.backbone.perceiver.latents, theirs)
+    assert policy.backbone.layers[1].gated_cross_attn_layer.attn_gate.item() == 0.0
+    language = make_policy(config).backbone.layers[0].decoder_layer.state_dict()
+    assert all(
+        torch.equal(language[name], t) for name, t in policy.backbone.layers[0].decoder_layer.state_dict().items()
+    )
+
+
 def test_half_precision_is_stored_from_the_start(mpt):
     policy = make_policy(mpt.config(), half=True)
     layer = policy.backbone.layers[0]

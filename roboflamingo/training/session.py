@@ -24,6 +24,9 @@ from roboflamingo.training.stopping import Patience, StopSignals
 from roboflamingo.training.summary import summary
 from roboflamingo.training.validation import validate
 
+AGREE_EVERY = 10
+"""Optimizer steps from one agreement of several processes on time and signals to the next."""
+
 
 class Session(Callback):
     """One session of a run: from its start or its last checkpoint to its end, or to a signal.
@@ -105,9 +108,15 @@ class Session(Callback):
             self._save(trainer)
 
     def _agree(self, trainer: Trainer) -> tuple[float, int]:
-        """Seconds spent and a signal to stop by (0: none), the same in all processes."""
+        """Seconds spent and a signal to stop by (0: none), the same in all processes.
+
+        To agree, processes wait for each other and for their devices, so several do it only every few steps; time
+        stands still between.
+        """
         elapsed_s, stop = self.progress.clock(), self._signals.received
         if trainer.world_size > 1:
+            if self.progress.step % AGREE_EVERY:
+                return self.progress.elapsed_s, 0
             mine = torch.tensor([elapsed_s, stop], dtype=torch.float64, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(mine, torch.distributed.ReduceOp.MAX)
             elapsed_s, stop = mine[0].item(), int(mine[1])
