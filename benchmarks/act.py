@@ -12,19 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from dataclasses import replace
 
 import numpy as np
 import torch
-from reference_way import SENTENCES, SWITCHES, policy_for, policy_of
+from reference_way import SENTENCES, SWITCHES, add_arguments, parsed, policy_for, policy_of
 
 from calvin_eval.files import provenance
 from calvin_eval.protocol import Observation
 from roboflamingo.control import PolicyController
-from roboflamingo.presets import PRESETS
-from roboflamingo.training.train import computes_in_bf16
 
 CHUNK = 5
 
@@ -57,18 +54,10 @@ def episode(controller: PolicyController, steps: int, device: str, precision: st
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("small", *(name for name in PRESETS if name != "tiny"))
-    parser.add_argument("--preset", choices=names, default="small", help="with random weights")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of ours")
-    parser.add_argument("--reference_precision", choices=("fp32", "bf16"), default="fp32", help="its own is fp32")
+    add_arguments(parser)
     parser.add_argument("--steps", type=int, default=30, help="of an episode")
     parser.add_argument("--rounds", type=int, default=5, help="episodes of every way")
-    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    given = parser.parse_args()
-    if given.precision == "auto":  # as in training
-        given.precision = "bf16" if computes_in_bf16(given.device) else "fp32"
-    return given
+    return parsed(parser)
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ Switches say what differs:
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -29,7 +31,8 @@ from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.heads import HeadConfig
 from roboflamingo.making import make_policy
 from roboflamingo.policy import PolicyConfig, RoboFlamingo
-from roboflamingo.presets import preset
+from roboflamingo.presets import PRESETS, preset
+from roboflamingo.training.train import computes_in_bf16
 
 SWITCHES = ("cameras", "attention", "language", "logits", "optimizer")
 SENTENCES = ("push the red block to the left", "open the drawer", "pull the handle of the sliding door to the right")
@@ -54,6 +57,26 @@ def small_policy(vocabulary: int = MPT_VOCABULARY) -> PolicyConfig:
         static_size=112,
         gripper_size=112,
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every comparison with the reference's way can be told."""
+    names = ("small", *(name for name in PRESETS if name != "tiny"))
+    parser.add_argument("--preset", choices=names, default="small", help="with random weights")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of ours; auto as trained"
+    )
+    parser.add_argument("--reference_precision", choices=("fp32", "bf16"), default="fp32", help="its own is fp32")
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments, with a precision in place of `auto`."""
+    given = parser.parse_args()
+    if given.precision == "auto":
+        given.precision = "bf16" if computes_in_bf16(given.device) else "fp32"
+    return given
 
 
 def policy_of(name: str, vocabulary: int = MPT_VOCABULARY) -> PolicyConfig:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -24,14 +23,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from reference_way import MPT_VOCABULARY, SENTENCES, SWITCHES, policy_for, policy_of
+from reference_way import MPT_VOCABULARY, SENTENCES, SWITCHES, add_arguments, parsed, policy_for, policy_of
 from torch import Tensor, nn
 
 from calvin_eval.files import provenance
 from roboflamingo.policy import PolicyConfig
-from roboflamingo.presets import PRESETS
 from roboflamingo.training.layers import checkpoint_activations
-from roboflamingo.training.train import computes_in_bf16
 
 
 @dataclass
@@ -160,13 +157,9 @@ def measure(ways: dict[str, Options], rounds: int, steps: int) -> dict[str, dict
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ("small", *(name for name in PRESETS if name != "tiny"))
-    parser.add_argument("--preset", choices=names, default="small", help="with random weights")
+    add_arguments(parser)
     parser.add_argument("--vocabulary", type=int, default=MPT_VOCABULARY, help="tokens that the small case knows")
     parser.add_argument("--batch", type=int, default=4, help="windows")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of ours")
-    parser.add_argument("--reference_precision", choices=("fp32", "bf16"), default="fp32", help="its recipe's is fp32")
     parser.add_argument("--frozen_precision", choices=("fp32", "bf16"), default="fp32", help="ours only")
     parser.add_argument("--checkpoint_activations", action="store_true", help="ours only")
     parser.add_argument("--adam8bit", action="store_true", help="ours only; needs bitsandbytes")
@@ -174,11 +167,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--each", action="store_true", help="also measures every switch alone")
     parser.add_argument("--rounds", type=int, default=5, help="turns of every way")
     parser.add_argument("--steps", type=int, default=3, help="of a turn")
-    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
-    given = parser.parse_args()
-    if given.precision == "auto":  # as in training
-        given.precision = "bf16" if computes_in_bf16(given.device) else "fp32"
-    return given
+    return parsed(parser)
 
 
 def main() -> None:

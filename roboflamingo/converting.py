@@ -11,13 +11,13 @@ from pathlib import Path
 from torch import Tensor
 
 from roboflamingo.backbone.decoders import DECODERS
+from roboflamingo.backbone.flamingo import CrossAttentionConfig, ResamplerConfig
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.checkpoint import save_policy
-from roboflamingo.hub import language_folder
-from roboflamingo.making import make_policy, without_unused_norm
+from roboflamingo.hub import clip_file, language_folder
+from roboflamingo.making import make_policy, vision_sizes, without_unused_norm
 from roboflamingo.policy import PolicyConfig, RoboFlamingo
-from roboflamingo.weights import Problem, WeightsError, assign, flamingo_names, read_tensors
+from roboflamingo.weights import Problem, WeightsError, assign, flamingo_names, read_tensors, vision_names
 
 
 def convert(checkpoint: Path, out: Path, config: PolicyConfig, allow: Collection[Problem] = ()) -> RoboFlamingo:
@@ -48,6 +48,11 @@ def convert(checkpoint: Path, out: Path, config: PolicyConfig, allow: Collection
             replace(config, backbone=replace(config.backbone, checkpoint=str(checkpoint))), allow=allow
         )
     else:
+        if config.backbone.weights == "random" and "backbone.vision_encoder.conv1.weight" not in tensors:
+            raise WeightsError(
+                f"{checkpoint} holds trained tensors only; name the model that they belong to "
+                "(policy.backbone.preset), or set policy.backbone.weights to published, and language.source and vision.source to folder and file"
+            )
         policy = make_policy(described(tensors, config, kind))
         tensors = without_unused_norm(policy, tensors)
         assign(policy, tensors, _needed(policy, tensors), checkpoint, allow)
@@ -97,35 +102,33 @@ def described(tensors: Mapping[str, Tensor], config: PolicyConfig, kind: str) ->
     if "backbone.perceiver.latents" in tensors:
         depth = {name.split(".")[3] for name in tensors if name.startswith("backbone.perceiver.layers.")}
         resampler = replace(resampler, latents=len(tensors["backbone.perceiver.latents"]), depth=len(depth))
+        heads, width = _attention(tensors["backbone.perceiver.layers.0.0.to_q.weight"], resampler)
+        resampler = replace(resampler, heads=heads, head_width=width)
     cross = backbone.cross_attention
-    layers = DECODERS[kind].layers_name.count(".") + 2
-    gated = sorted({int(name.split(".")[layers + 1]) for name in tensors if ".gated_cross_attn_layer." in name})
+    gates = [name for name in tensors if name.endswith(".gated_cross_attn_layer.attn.to_q.weight")]
+    place = DECODERS[kind].layers_name.count(".") + 3  # of the layer's number in a name
+    gated = sorted({int(name.split(".")[place]) for name in gates})
+    if gated:
+        heads, width = _attention(tensors[gates[0]], cross)
+        cross = replace(cross, heads=heads, head_width=width)
     if len(gated) > 1:
         cross = replace(cross, every=gated[1] - gated[0])
-    vision = _vision(tensors, backbone.vision)
+    if backbone.weights == "published":
+        tensors = vision_names(read_tensors(clip_file(backbone.vision.source or "")))
+    vision = vision_sizes(tensors, backbone.vision)
     backbone = replace(backbone, resampler=resampler, cross_attention=cross, vision=vision)
-    return replace(config, backbone=backbone, head=head, chunk=widths[-1], pool_padding=True)
-
-
-def _vision(tensors: Mapping[str, Tensor], config: VisionConfig) -> VisionConfig:
-    """Sizes of a vision encoder whose weights are in the checkpoint; heads are as wide as CLIP's."""
-    names = {name.removeprefix("backbone.vision_encoder.") for name in tensors if ".vision_encoder." in name}
-    if "conv1.weight" not in names:
-        return config
-    projection = tensors["backbone.vision_encoder.conv1.weight"]
-    width, patch = projection.shape[0], projection.shape[-1]
-    patches = len(tensors["backbone.vision_encoder.positional_embedding"]) - 1
-    layers = {name.split(".")[2] for name in names if name.startswith("transformer.resblocks.")}
-    heads = config.heads if config.width == width else max(1, width // 64)
     return replace(
-        config,
-        image_size=patch * round(patches**0.5),
-        patch_size=patch,
-        width=width,
-        layers=len(layers),
-        heads=heads,
-        stem=False,
-    )
+        config, backbone=backbone, head=head, chunk=widths[-1], pool_padding=True, state="none", vectors=(),
+        static_size=vision.image_size, gripper_size=vision.image_size, auxiliary_weight=0.0,
+    )  # fmt: skip
+
+
+def _attention(queries: Tensor, config: ResamplerConfig | CrossAttentionConfig) -> tuple[int, int]:
+    """Heads and their width; open_flamingo's heads are 64 wide, which no tensor says."""
+    inner = len(queries)
+    if inner == config.heads * config.head_width:
+        return config.heads, config.head_width
+    return inner // 64, 64
 
 
 def _needed(policy: RoboFlamingo, tensors: Mapping[str, Tensor]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from roboflamingo.backbone.filling import complete, halve, randomise
 from roboflamingo.backbone.flamingo import Flamingo
 from roboflamingo.backbone.language import LanguageConfig, with_special_tokens
 from roboflamingo.backbone.mpt import mosaic_config
+from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.hub import checkpoint_file, clip_file, language_folder
 from roboflamingo.policy import PolicyConfig, RoboFlamingo
 from roboflamingo.weights import (
@@ -58,15 +59,17 @@ def make_policy(config: PolicyConfig, *, half: bool = False, allow: Collection[P
             "backbone.weights is published, but language.source or vision.source is not set; "
             "set both, choose a preset that has them, or set weights to random"
         )
-    folder = language_folder(backbone.language.source)
+    folder, clip = language_folder(backbone.language.source), clip_file(backbone.vision.source)
+    seen = vision_names(read_tensors(clip))
     tokenizer = read_tokenizer(folder)
     language = read_language(folder, backbone.language, len(tokenizer))
-    config = replace(config, backbone=replace(backbone, language=language))
+    vision = vision_sizes(seen, backbone.vision)
+    config = replace(config, backbone=replace(backbone, language=language, vision=vision))
     policy = RoboFlamingo(config, tokenizer, empty=True)
     if half:
         _halve_frozen(policy.backbone)
     fill_language(policy, folder)
-    fill_vision(policy, clip_file(config.backbone.vision.source or ""))
+    fill_vision(policy, seen, clip)
     if config.backbone.checkpoint is not None:
         fill_flamingo(policy, checkpoint_file(config.backbone.checkpoint), allow)
     policy.backbone.copy_residual()
@@ -126,9 +129,33 @@ def fill_language(policy: RoboFlamingo, folder: Path) -> None:
     _fill_part(policy, "lang_encoder", language_names(read_tensors(folder), DECODERS[language.kind]), folder)
 
 
-def fill_vision(policy: RoboFlamingo, path: Path) -> None:
-    """Reads the vision encoder's weights, of CLIP whole or of the encoder alone."""
-    _fill_part(policy, "vision_encoder", without_unused_norm(policy, vision_names(read_tensors(path))), path)
+def fill_vision(policy: RoboFlamingo, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """Takes the vision encoder's weights, by our names."""
+    _fill_part(policy, "vision_encoder", without_unused_norm(policy, tensors), source)
+
+
+def vision_sizes(tensors: Mapping[str, torch.Tensor], config: VisionConfig) -> VisionConfig:
+    """Sizes of the vision encoder whose weights these are, by our names; the config's where they are none.
+
+    Heads are as wide as CLIP's unless the config knows better, and no tensor tells the activation.
+    """
+    names = {name.removeprefix("backbone.vision_encoder.") for name in tensors if ".vision_encoder." in name}
+    if "conv1.weight" not in names:
+        return config
+    projection = tensors["backbone.vision_encoder.conv1.weight"]
+    width, patch = projection.shape[0], projection.shape[-1]
+    patches = len(tensors["backbone.vision_encoder.positional_embedding"]) - 1
+    layers = {name.split(".")[2] for name in names if name.startswith("transformer.resblocks.")}
+    heads = config.heads if config.width == width else max(1, width // 64)
+    return replace(
+        config,
+        image_size=patch * round(patches**0.5),
+        patch_size=patch,
+        width=width,
+        layers=len(layers),
+        heads=heads,
+        stem=False,
+    )
 
 
 def without_unused_norm(policy: RoboFlamingo, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import os
 import pickle
@@ -14,10 +13,13 @@ import torch
 
 from policies import SENTENCES
 from published import LANGUAGE_MODELS, as_mosaic, pixels, publish
+from roboflamingo.backbone.flamingo import BackboneConfig
+from roboflamingo.backbone.language import LanguageConfig
+from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.checkpoint import load_policy, save_policy
-from roboflamingo.cli.weights import main
 from roboflamingo.converting import convert
 from roboflamingo.making import make_policy
+from roboflamingo.policy import PolicyConfig
 from roboflamingo.weights import WeightsError, read_tensors
 
 
@@ -237,12 +239,27 @@ def theirs_with_a_head(published, chunk, separate):
     return tensors, head
 
 
+def bare(published):
+    """What a user must say: where the frozen weights lie, and what no tensor tells."""
+    vision = VisionConfig(source=str(published.vision), width=32, heads=2, final_norm=True)
+    language = LanguageConfig(source=str(published.language))
+    backbone = BackboneConfig(weights="published", vision=vision, language=language)
+    return PolicyConfig(backbone=backbone, window=3)
+
+
+def test_trained_tensors_alone_say_what_is_needed_besides(mpt, tmp_path):
+    tensors, _ = theirs_with_a_head(mpt, 1, False)
+    torch.save(tensors, tmp_path / "checkpoint.pth")
+    with pytest.raises(WeightsError, match=r"checkpoint.pth holds trained tensors only; name the model"):
+        convert(tmp_path / "checkpoint.pth", tmp_path / "policy", PolicyConfig())
+
+
 @pytest.mark.parametrize(("chunk", "separate"), [(1, False), (5, True)])
 @torch.no_grad()
 def test_a_roboflamingo_checkpoint_becomes_the_policy_it_was(mpt, tmp_path, chunk, separate):
     tensors, head = theirs_with_a_head(mpt, chunk, separate)
     torch.save({"epoch": 3, "model_state_dict": tensors}, tmp_path / "checkpoint.pth")
-    convert(tmp_path / "checkpoint.pth", tmp_path / "policy", mpt.config(window=3))
+    convert(tmp_path / "checkpoint.pth", tmp_path / "policy", bare(mpt))
     policy = load_policy(tmp_path / "policy")
     assert (policy.config.chunk, policy.config.backbone.resampler.separate) == (chunk, separate)
     static, gripper = images(3, 1), images(3, 2)
@@ -296,54 +313,3 @@ def test_an_openflamingo_checkpoint_becomes_a_policy_to_begin_from(mpt, tmp_path
     loaded = load_policy(tmp_path / "policy")
     assert torch.equal(loaded.backbone.perceiver.latents, policy.backbone.perceiver.latents)
     assert torch.equal(loaded.backbone.perceiver.latents, read_tensors(mpt.checkpoint)["perceiver.latents"])
-
-
-def hub_layout(cache, name, files):
-    """A repository in the layout of the Hugging Face cache: blobs by their hashes, and links to them."""
-    folder = cache / f"models--{name.replace('/', '--')}"
-    snapshot, blobs = folder / "snapshots" / ("a" * 40), folder / "blobs"
-    for path in (snapshot, blobs, folder / "refs"):
-        path.mkdir(parents=True)
-    (folder / "refs" / "main").write_text("a" * 40)
-    for file, content in files.items():
-        large = not file.endswith((".md", ".json"))
-        git = hashlib.sha1(f"blob {len(content)}\0".encode() + content)
-        digest = (hashlib.sha256(content) if large else git).hexdigest()
-        (blobs / digest).write_bytes(content)
-        (snapshot / file).symlink_to(blobs / digest)
-    return snapshot
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A cache with all that mpt-1b needs, and no network."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    card = b"---\nlicense: apache-2.0\n---\n# A model\n"
-    weights = {"model.safetensors": b"weights", "config.json": b"{}", "README.md": card}
-    hub_layout(tmp_path, "mosaicml/mpt-1b-redpajama-200b", weights)
-    hub_layout(tmp_path, "timm/vit_large_patch14_clip_224.openai", {"open_clip_model.safetensors": b"clip"})
-    hub_layout(tmp_path, "openflamingo/OpenFlamingo-3B-vitl-mpt1b", {"checkpoint.pt": b"x" * 1000, "README.md": b"# x"})
-    return tmp_path
-
-
-def test_weights_are_found_and_described(hub, capsys):
-    main(["get", "mpt-1b", "--cache", str(hub)])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "language model mosaicml/mpt-1b-redpajama-200b: 0.00 GB, licence apache-2.0, hashes right" in said
-    assert str(next(hub.glob("models--openflamingo*/snapshots/*"))) in said
-
-
-def test_a_broken_download_is_noticed_and_removed(hub, capsys):
-    path = next(hub.glob("models--openflamingo*/snapshots/*/checkpoint.pt"))
-    path.resolve().write_bytes(b"y" * 1000)
-    with pytest.raises(SystemExit):
-        main(["get", "mpt-1b", "--cache", str(hub)])
-    assert "checkpoint.pt is not what the hub has" in capsys.readouterr().err
-    assert not path.exists()
-
-
-def test_without_weights_and_network_it_says_which_files_to_bring(hub, capsys):
-    with pytest.raises(SystemExit):
-        main(["get", "rpj-3b", "--cache", str(hub)])
-    said = capsys.readouterr().err
-    assert "RedPajama-INCITE-Base-3B-v1 is not in the cache" in said and "*.safetensors" in said

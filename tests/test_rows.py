@@ -12,7 +12,7 @@ from rich.console import Console
 from roboflamingo.backbone.flamingo import CrossAttentionConfig, ResamplerConfig
 from roboflamingo.checkpoint import load_policy
 from roboflamingo.cli.arguments import parse_config
-from roboflamingo.heads import HeadConfig
+from roboflamingo.presets import preset
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.train import train
 from runs import metrics
@@ -59,21 +59,9 @@ def test_a_row_names_its_figures_and_trains(tmp_path, dataset, path):
     assert re.search(r"^# reported: .*average length [\d.]+", text, re.MULTILINE) and "# source: " in text
     assert f"configs/rows/{path.name}" in text
     config = parse_config(TrainConfig, "train", ["--config", str(path), "--run", "x"], summary="", examples="")
-    assert config.policy.backbone.weights == "published" and config.policy.head == _published_head()
+    assert config.policy.backbone.weights == "published" and config.policy.head == preset("mpt-1b").head
     assert config.windows_a_step == 48 and config.optimizer.decay_only is not None
     run = small(config, tmp_path / "run", dataset)
     policy = load_policy(train(run, console=Console(quiet=True)))
     assert policy.config.backbone.cross_attention.every == config.policy.backbone.cross_attention.every
     assert len(metrics(tmp_path / "run")) == 2
-
-
-def _published_head():
-    return HeadConfig(
-        kind="lstm",
-        hidden=1024,
-        layers=4,
-        dropout=0.1,
-        perceptrons=(1024, 512, 256),
-        pose_beta=1.0,
-        gripper_weight=0.01,
-    )
