@@ -51,7 +51,8 @@ def convert(checkpoint: Path, out: Path, config: PolicyConfig, allow: Collection
         if config.backbone.weights == "random" and "backbone.vision_encoder.conv1.weight" not in tensors:
             raise WeightsError(
                 f"{checkpoint} holds trained tensors only; name the model that they belong to "
-                "(policy.backbone.preset), or set policy.backbone.weights to published, and language.source and vision.source to folder and file"
+                "(policy.backbone.preset), or set policy.backbone.weights to published, and language.source and "
+                "vision.source to folder and file"
             )
         policy = make_policy(described(tensors, config, kind))
         tensors = without_unused_norm(policy, tensors)
