@@ -33,7 +33,8 @@ class EvaluateConfig:
         execute: E, actions executed of each predicted chunk: 1 is closed loop, the chunk's length open loop.
         ensemble: decay of a temporal ensemble, with execute 1.
         renderer: what draws the images.
-        workers: processes; one per core by default.
+        device: what computes the policy. A GPU is shared by all processes, each with a copy of the policy.
+        workers: processes; by default one per core, or one in all with a GPU.
         batch: environments of a process that share a forward pass.
     """
 
@@ -44,6 +45,7 @@ class EvaluateConfig:
     execute: int = 1
     ensemble: float | None = None
     renderer: Literal["panda3d", "tinyrenderer", "none"] = "panda3d"
+    device: Literal["cpu", "cuda"] = "cpu"
     workers: int | None = None
     batch: int = 8
 
@@ -68,10 +70,10 @@ def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
         raise FileNotFoundError(f"{config.policy} holds no policy; train one, or give {EXPERT}")
     return evaluate(
         partial(make_env, config.scene, config.renderer),
-        partial(make_policy, config.policy, config.execute, config.ensemble, config.scene),
+        partial(make_policy, config.policy, config.execute, config.ensemble, config.scene, config.device),
         Path(config.out),
         config.settings,
-        workers=config.workers,
+        workers=1 if config.workers is None and config.device == "cuda" else config.workers,
         batch=config.batch,
         label=label,
         about={

@@ -13,14 +13,17 @@ EXPERT = "expert"
 """Stands for the scripted demonstrators where a policy folder is expected."""
 
 
-def make_policy(folder: str, execute: int = 1, ensemble: float | None = None, scene: str = "D") -> Policy:
-    """The policy in a folder, ready to act on one core.
+def make_policy(
+    folder: str, execute: int = 1, ensemble: float | None = None, scene: str = "D", device: str = "cpu"
+) -> Policy:
+    """The policy in a folder, ready to act on one core, or on a GPU.
 
     Args:
         folder: of a saved policy, or `EXPERT`.
         execute: see `roboflamingo.control.PolicyController`.
         ensemble: likewise.
         scene: for the demonstrators, who need to know it.
+        device: cpu or cuda.
     """
     if folder == EXPERT:
         return Expert(scene)
@@ -30,7 +33,7 @@ def make_policy(folder: str, execute: int = 1, ensemble: float | None = None, sc
     from roboflamingo.control import PolicyController
 
     torch.set_num_threads(1)
-    return PolicyController(load_policy(Path(folder)), execute, ensemble)
+    return PolicyController(load_policy(Path(folder), device), execute, ensemble)
 
 
 def make_env(scene: str, renderer: str, sizes: CameraSizes | None = None) -> PlayTable:
