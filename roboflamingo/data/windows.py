@@ -145,6 +145,10 @@ class Windows(Dataset[Any]):
             "instruction": [self.instructions[i] for i in segment],
         }
 
+    def of_task(self, task: str) -> np.ndarray:
+        """The numbers of a task's windows."""
+        return np.flatnonzero(np.repeat(np.array(self.tasks) == task, self._lengths))
+
     def column(self, name: str) -> np.ndarray:
         """One packed array whole, (frames of all folders, ...)."""
         return np.concatenate([maps[name] for maps in self._maps])
