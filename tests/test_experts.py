@@ -24,7 +24,7 @@ from calvin_eval.protocol import NO_IMAGE, SCENES, Observation
 from calvin_eval.starts import possible, random_scene_obs, start_for
 from calvin_eval.tasks import TASKS
 from calvin_eval.world.playtable import PlayTable
-from calvin_eval.world.scenes import RESTING_ROBOT_OBS
+from calvin_eval.world.scenes import RESTING_ROBOT_OBS, scene_geometry
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,23 @@ def test_a_demonstrator_recovers_from_where_noise_took_it(worlds):
         observation = env.step(np.append(action, rng.choice([-1.0, 1.0])), render=False)
     segment = demonstrate_task(env, observation, "open_drawer", "", EpisodeSettings(render=False, max_steps=200), rng)
     assert segment.solved
+
+
+def test_a_turned_block_that_floats_on_standing_fingers_is_dropped():
+    """Fingertips on the table cannot press the block down, and the oracle asks for its contact."""
+    scene_obs = np.zeros(24)
+    for i, name in enumerate(scene_geometry("D").block_order):
+        scene_obs[6 + 6 * i : 9 + 6 * i] = (0.2 - 0.15 * i, -0.1, 0.4596 + 0.003 * (name == "block_red"))
+    robot_obs = RESTING_ROBOT_OBS.copy()
+    red = 6 + 6 * scene_geometry("D").block_order.index("block_red")
+    robot_obs[:3] = (*scene_obs[red : red + 2], 0.455)
+    robot_obs[3:7] = (np.pi, 0.0, np.pi / 2, 0.04)
+    scene_obs[red + 5] = np.pi / 2
+    floating = Observation(NO_IMAGE, NO_IMAGE, robot_obs, scene_obs.copy())
+    scene_obs[red + 2] = 0.4596
+    lying = Observation(NO_IMAGE, NO_IMAGE, robot_obs, scene_obs)
+    assert demonstrate("rotate_red_block_left", floating, "D")[6] == 1.0
+    assert demonstrate("rotate_red_block_left", lying, "D")[6] == -1.0
 
 
 def test_labels_are_actions_and_stay_clean_under_noise(worlds):

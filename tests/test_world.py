@@ -172,9 +172,9 @@ def test_images_have_calvins_sizes_unless_asked_otherwise_and_can_be_left_out():
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_the_fast_renderer_sees_the_silhouettes_that_the_judge_sees(scene):
-    """A few states only; `python -m calvin_eval.world silhouettes` compares more, and finds more."""
-    overlap = silhouette_overlap(scene, states=4)
-    assert len(overlap) == 6 and min(overlap.values()) >= 0.935, overlap
+    """A few states only, so a few pixels decide; `python -m calvin_eval.world silhouettes` compares more."""
+    overlap = silhouette_overlap(scene, states=10)
+    assert len(overlap) == 6 and min(overlap.values()) >= 0.945, overlap
 
 
 def test_masks_leave_the_picture_as_it_was():

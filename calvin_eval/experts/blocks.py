@@ -15,6 +15,8 @@ SIDE_ROOM = 0.075
 HANDLE_ROOM, BEFORE_HANDLE, BEFORE_DOOR = 0.06, -0.03, -0.006
 """Room (m) that fingers need beside the door's handle; y (m) up to which they pass before the handle, and the door."""
 DRAWER_FLOOR = 0.3424
+LOWEST_TIPS = TABLE_TOP + 0.013
+"""Height (m) of the tool under which the fingertips would have to go through the table."""
 ROTATE_ROOM = 1.35
 """Wrist turn (rad) that a rotation of 60 degrees may need."""
 
@@ -26,6 +28,8 @@ def rotate(state: State, block: Block, direction: float) -> Goal:
         return g.grasp(state, block, room=room, off_centre=0.010)  # held further out, it tilts
     # Servo the block's own height: a block that floats by millimetres loses the contact that the oracle asks for.
     height = state.tool[2] + (TABLE_TOP + 0.019 - block.position[2])
+    if height < LOWEST_TIPS:  # the fingers stand on the table and hold the block above it: let it drop
+        return g.let_go(state)
     return Goal(np.array([state.tool[0], state.tool[1], height]), state.yaw + 0.12 * direction, CLOSE, state.lean)
 
 
