@@ -11,7 +11,7 @@ from calvin_eval.check import check_demonstrators, print_check
 from calvin_eval.collect import CollectSettings, collect
 from calvin_eval.protocol import Policy
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
-from roboflamingo.cli.policies import make_policy
+from roboflamingo.cli.policies import open_policy
 
 EXAMPLES = """
 roboflamingo collect --out data --settings.scenes D --settings.episodes 800
@@ -57,5 +57,5 @@ def main(arguments: Sequence[str]) -> None:
             return
         maker: partial[Policy] | None = None
         if config.policy is not None:
-            maker = partial(make_policy, config.policy, config.execute)
+            maker = partial(open_policy, config.policy, config.execute)
         collect(Path(config.out), config.settings, workers=config.workers, make_policy=maker)

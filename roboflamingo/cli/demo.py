@@ -20,7 +20,7 @@ from calvin_eval.files import write_json, write_text
 from calvin_eval.report import print_table, write_report
 from roboflamingo.cli import evaluate as evaluate_verb
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
-from roboflamingo.cli.policies import make_policy
+from roboflamingo.cli.policies import open_policy
 from roboflamingo.data.annotations import DataError
 from roboflamingo.policy import PolicyConfig
 from roboflamingo.training.config import ConfigError, DataConfig, OptimizerConfig, TrainConfig
@@ -154,7 +154,7 @@ def _collect(config: DemoConfig, number: int, step: Round, policy: Path | None) 
         seed=config.seed + number,
         episode=EpisodeSettings(tasks=config.tasks_in_a_row, max_steps=config.max_steps, leash=config.leash),
     )
-    maker = None if policy is None else partial(make_policy, str(policy), 4)
+    maker = None if policy is None else partial(open_policy, str(policy), 4)
     return collect(
         Path(config.run) / "data" / f"round{number + 1}", settings, workers=config.workers, make_policy=maker
     )

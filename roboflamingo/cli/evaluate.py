@@ -11,7 +11,7 @@ from typing import Literal
 from calvin_eval.evaluate import EvaluateSettings, evaluate
 from calvin_eval.report import print_table
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
-from roboflamingo.cli.policies import EXPERT, make_env, make_policy
+from roboflamingo.cli.policies import EXPERT, make_env, open_policy
 
 EXAMPLES = """
 roboflamingo evaluate --policy runs/demo/train/policy --out runs/demo/chains --settings.chains 100
@@ -70,7 +70,7 @@ def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
         raise FileNotFoundError(f"{config.policy} holds no policy; train one, or give {EXPERT}")
     return evaluate(
         partial(make_env, config.scene, config.renderer),
-        partial(make_policy, config.policy, config.execute, config.ensemble, config.scene, config.device),
+        partial(open_policy, config.policy, config.execute, config.ensemble, config.scene, config.device),
         Path(config.out),
         config.settings,
         workers=1 if config.workers is None and config.device == "cuda" else config.workers,

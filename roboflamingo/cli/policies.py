@@ -13,7 +13,7 @@ EXPERT = "expert"
 """Stands for the scripted demonstrators where a policy folder is expected."""
 
 
-def make_policy(
+def open_policy(
     folder: str, execute: int = 1, ensemble: float | None = None, scene: str = "D", device: str = "cpu"
 ) -> Policy:
     """The policy in a folder, ready to act on one core, or on a GPU.
