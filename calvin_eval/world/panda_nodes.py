@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +35,40 @@ def link_frame(world: PlayTable, uid: int, link: int) -> np.ndarray:
     base = p.getBasePositionAndOrientation(uid, physicsClientId=world.client)[1]
     quaternion = base if link < 0 else p.getLinkState(uid, link, physicsClientId=world.client)[5]
     return np.reshape(p.getMatrixFromQuaternion(quaternion), (3, 3))
+
+
+def on_moving_links(shapes: list[Shape], world: PlayTable) -> list[Shape]:
+    """The shapes, those of the robot in frames of links that its joints move: drawing costs by the node."""
+    uid, client = world.robot.uid, world.client
+    result = []
+    for shape in shapes:
+        link = shape.link
+        while shape.uid == uid and link > 0:
+            joint = p.getJointInfo(uid, link, physicsClientId=client)
+            if joint[2] != p.JOINT_FIXED:
+                break
+            link = joint[16]
+        if link != shape.link:
+            there, here = (p.getLinkState(uid, n, 0, 1, physicsClientId=client)[4:6] for n in (link, shape.link))
+            frame = p.multiplyTransforms(*p.invertTransform(*there), *here)
+            position, quaternion = p.multiplyTransforms(*frame, shape.position, shape.quaternion)
+            shape = replace(shape, link=link, position=np.array(position), quaternion=np.array(quaternion))
+        result.append(shape)
+    return sorted(result, key=lambda shape: (shape.uid, shape.link))
+
+
+def split_upward(shapes: list[Shape], frame: np.ndarray) -> tuple[list[Shape], list[Shape]]:
+    """Faces that look straight up, and the others, of shapes of a link whose frame is (3, 3)."""
+    upward: list[Shape] = []
+    others: list[Shape] = []
+    for shape in shapes:
+        turn = frame @ np.reshape(p.getMatrixFromQuaternion(shape.quaternion), (3, 3))
+        up = shape.normals[:, 0] @ turn[2] > 1 - 1e-6
+        for part, faces in ((upward, up), (others, ~up)):
+            if faces.any():
+                corners = shape.triangles[faces], shape.normals[faces], shape.uv[faces]
+                part.append(replace(shape, **dict(zip(("triangles", "normals", "uv"), corners, strict=True))))
+    return upward, others
 
 
 def geometry(shapes: list[Shape], frame: np.ndarray | None) -> core.GeomNode:

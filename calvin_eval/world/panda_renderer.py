@@ -65,9 +65,10 @@ class PandaRenderer:
         self._bodies: dict[str, list[core.NodePath]] = {}
         self._bulb: list[core.NodePath] = []
         self._led: list[core.NodePath] = []
-        alike = groupby(collect_shapes(world), key=lambda s: (s.uid, s.link, s.texture, s.texture and s.colour))
-        for _, shapes in alike:
-            self._add_shapes(list(shapes))
+        shapes = panda_nodes.on_moving_links(collect_shapes(world), world)
+        alike = groupby(shapes, key=lambda s: (s.uid, s.link, s.texture, s.texture and s.colour))
+        for _, group in alike:
+            self._add_shapes(list(group))
         self._lit: tuple[int, int] | None = None
         self._arm = [link for uid, link in self._links if uid == world.robot.uid and link >= 0]
         self._joints = [link for uid, link in self._links if uid == world.table.uid and link >= 0]
@@ -127,20 +128,29 @@ class PandaRenderer:
         if key not in self._links:
             self._links[key] = self._root.attach_new_node(f"{first.body}:{first.link}")
         link = self._world.table.links[first.link] if first.body == "table" else ""
-        still = first.body in ("plane", "pedestal", "table") and link not in GLOWING
-        frame = panda_nodes.link_frame(self._world, *key) if still else None
-        node = self._links[key].attach_new_node(panda_nodes.geometry(shapes, frame))
-        if still:
+        if first.body not in ("plane", "pedestal", "table") or link in GLOWING:
+            node = self._add_node(shapes, None)
+            {"light_link": self._bulb, "led_link": self._led}.get(link, []).append(node)
+            return
+        frame = panda_nodes.link_frame(self._world, *key)
+        if first.texture and first.link < 0:  # floor and table top fill most of both pictures
+            upward, shapes = panda_nodes.split_upward(shapes, frame)
+            self._add_node(upward, None, panda_nodes.brightness(np.array([[0.0, 0.0, 1.0]]))).set_color(1, 1, 1, 1)
+        self._add_node(shapes, frame)
+
+    def _add_node(
+        self, shapes: list[Shape], frame: np.ndarray | None, light: np.ndarray | None = None
+    ) -> core.NodePath:
+        first = shapes[0]
+        node = self._links[first.uid, first.link].attach_new_node(panda_nodes.geometry(shapes, frame))
+        if frame is not None or light is not None:
             node.set_light_off()
         if first.texture:
             grain = looks.LOOKS[self._world.scene].grain
             image = looks.checker(first.colour) if first.texture == "floor" else looks.wood(first.colour, grain)
-            node.set_texture(panda_nodes.texture(image))
+            node.set_texture(panda_nodes.texture(image if light is None else (image * light).round().astype(np.uint8)))
         self._bodies.setdefault(first.body, []).append(node)
-        if first.body == "table":
-            lights = {"light_link": self._bulb, "led_link": self._led}.get(link)
-            if lights is not None:
-                lights.append(node)
+        return node
 
     def _add_camera(self, name: str, size: int, fov: float) -> _View:
         across, down = DRAWN[name]
