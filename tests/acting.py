@@ -1,0 +1,35 @@
+"""Policies without weights, and a play table without images, for tests of evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from calvin_eval.experts import Expert
+from calvin_eval.protocol import Memory, Observation
+from calvin_eval.world.playtable import PlayTable
+
+BLIND = partial(PlayTable, "D", renderer="none")
+EXPERT = partial(Expert, "D")
+IDLE = np.array([0.0, 0, 0, 0, 0, 0, 1])
+
+
+class Stubborn:
+    """Does the same for ever, in chunks of a length, and notes instructions and batch sizes."""
+
+    def __init__(self, chunk: int = 1, action: np.ndarray = IDLE) -> None:
+        self.chunk, self.action = np.tile(action, (chunk, 1)), action
+        self.instructions: list[str] = []
+        self.batches: list[int] = []
+
+    def start(self, instruction: str) -> Memory:
+        self.instructions.append(instruction)
+        return len(self.instructions)
+
+    def act(
+        self, observations: Sequence[Observation], memories: Sequence[Memory]
+    ) -> tuple[np.ndarray, Sequence[Memory]]:
+        self.batches.append(len(observations))
+        return np.stack([self.chunk] * len(observations)), memories
