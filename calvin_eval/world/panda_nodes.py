@@ -66,8 +66,8 @@ def split_upward(shapes: list[Shape], frame: np.ndarray) -> tuple[list[Shape], l
         up = shape.normals[:, 0] @ turn[2] > 1 - 1e-6
         for part, faces in ((upward, up), (others, ~up)):
             if faces.any():
-                corners = shape.triangles[faces], shape.normals[faces], shape.uv[faces]
-                part.append(replace(shape, **dict(zip(("triangles", "normals", "uv"), corners, strict=True))))
+                triangles, normals, uv = shape.triangles[faces], shape.normals[faces], shape.uv[faces]
+                part.append(replace(shape, triangles=triangles, normals=normals, uv=uv))
     return upward, others
 
 

@@ -36,7 +36,7 @@ DRAWN = {"static": (2, 1), "gripper": (3, 2)}
 pixels, and what is near the gripper's camera is large in its small picture."""
 OFFSET_PIXELS = {"static": core.LVecBase2(-1.6, -0.2), "gripper": core.LVecBase2(-1.7, -0.45)}
 """Film offset (drawn pixels) with which silhouettes agree best with the judge's."""
-GLOWING = ("light_link", "led_link")
+GLOWING = BULB, LED = ("light_link", "led_link")
 """Links of the table that change colour. No link of it turns, so the light on all others never changes."""
 NEAR_FAR = {"static": (2.0, 9.0), "gripper": (0.015, 3.0)}
 """Narrower than CALVIN's, to keep the depth buffer sharp; nothing lies outside."""
@@ -63,8 +63,7 @@ class PandaRenderer:
         self._add_lights()
         self._links: dict[tuple[int, int], core.NodePath] = {}
         self._bodies: dict[str, list[core.NodePath]] = {}
-        self._bulb: list[core.NodePath] = []
-        self._led: list[core.NodePath] = []
+        self._glowing: dict[str, list[core.NodePath]] = {link: [] for link in GLOWING}
         shapes = panda_nodes.on_moving_links(collect_shapes(world), world)
         alike = groupby(shapes, key=lambda s: (s.uid, s.link, s.texture, s.texture and s.colour))
         for _, group in alike:
@@ -128,9 +127,11 @@ class PandaRenderer:
         if key not in self._links:
             self._links[key] = self._root.attach_new_node(f"{first.body}:{first.link}")
         link = self._world.table.links[first.link] if first.body == "table" else ""
-        if first.body not in ("plane", "pedestal", "table") or link in GLOWING:
-            node = self._add_node(shapes, None)
-            {"light_link": self._bulb, "led_link": self._led}.get(link, []).append(node)
+        if link in GLOWING:
+            self._glowing[link].append(self._add_node(shapes, None))
+            return
+        if first.body not in ("plane", "pedestal", "table"):
+            self._add_node(shapes, None)
             return
         frame = panda_nodes.link_frame(self._world, *key)
         if first.texture and first.link < 0:  # floor and table top fill most of both pictures
@@ -141,6 +142,7 @@ class PandaRenderer:
     def _add_node(
         self, shapes: list[Shape], frame: np.ndarray | None, light: np.ndarray | None = None
     ) -> core.NodePath:
+        """One node: lit in its vertices given the link's `frame`, in its texture given `light`, else by Panda3D."""
         first = shapes[0]
         node = self._links[first.uid, first.link].attach_new_node(panda_nodes.geometry(shapes, frame))
         if frame is not None or light is not None:
@@ -209,8 +211,8 @@ class PandaRenderer:
         lit = (world.table.lightbulb, world.table.led)
         if lit != self._lit:
             self._lit = lit
-            _glow(self._bulb, looks.BULB_ON, lit[0])
-            _glow(self._led, looks.LED_ON, lit[1])
+            _glow(self._glowing[BULB], looks.BULB_ON, lit[0])
+            _glow(self._glowing[LED], looks.LED_ON, lit[1])
 
 
 class _View:
