@@ -11,6 +11,7 @@ SIMULATOR = [
     "scipy>=1.11",  # rotations, Wilson and bootstrap intervals
     "pybullet>=3.2.5",  # CALVIN's physics engine; its data carries the Panda arm
     "panda3d>=1.10.14",  # the CPU renderer: some thirty times faster than pybullet's own
+    "fast-simplification>=0.1.9",  # fewer triangles in the one finely meshed link of the robot
     "pyyaml>=6",  # CALVIN's statistics.yaml and merged_config.yaml, our configs
     "rich>=13",  # progress bars and tables in the terminal
     "imageio[ffmpeg]>=2.31",  # mp4 videos, with the encoder in the wheel

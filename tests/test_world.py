@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pybullet_data
 import pytest
+from scipy.spatial import ConvexHull
 
 from calvin_eval.protocol import CONTROL_RATE_HZ, SCENES, Contact
 from calvin_eval.starts import random_scene_obs
@@ -16,6 +18,7 @@ from calvin_eval.world.__main__ import main, tcp_errors
 from calvin_eval.world.cameras import CameraSizes
 from calvin_eval.world.playtable import PlayTable
 from calvin_eval.world.scenes import RESTING_ROBOT_OBS, scene_geometry
+from calvin_eval.world.shapes import MOST_TRIANGLES, read_obj, thinned
 from calvin_eval.world.silhouettes import silhouette_overlap
 
 STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
@@ -177,12 +180,40 @@ def test_the_fast_renderer_sees_the_silhouettes_that_the_judge_sees(scene):
     assert len(overlap) == 6 and min(overlap.values()) >= 0.945, overlap
 
 
+def test_a_finely_meshed_link_keeps_its_shape_with_fewer_triangles():
+    link = Path(pybullet_data.getDataPath()) / "franka_panda" / "meshes" / "collision" / "link6.obj"
+    fine = read_obj(link)
+    coarse = thinned(fine)
+    assert len(coarse) <= MOST_TRIANGLES < len(fine) and thinned(coarse) is coarse
+    np.testing.assert_allclose(coarse.min(axis=(0, 1)), fine.min(axis=(0, 1)), atol=0.002)
+    np.testing.assert_allclose(coarse.max(axis=(0, 1)), fine.max(axis=(0, 1)), atol=0.002)
+    hulls = [ConvexHull(mesh.reshape(-1, 3)).volume for mesh in (coarse, fine)]
+    assert hulls[0] == pytest.approx(hulls[1], rel=0.03)
+
+
 def test_masks_leave_the_picture_as_it_was():
     with PlayTable("D") as world:
         world.reset(None, a_state())
         before = world.observe().rgb_static
         world.masks()
         np.testing.assert_array_equal(world.observe().rgb_static, before)
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_before_the_kept_backdrop_lies_the_picture_that_would_be_drawn_whole(scene):
+    """Blocks, drawer and arm are hidden by what never moves, and hide it, as if all were drawn together."""
+    with PlayTable(scene) as world:
+        renderer = world._renderer
+        for seed in range(4):
+            rng = np.random.default_rng(seed)
+            world.reset(None, random_scene_obs(scene, rng))
+            for _ in range(12):
+                kept = world.step(np.append(rng.uniform(-1, 1, 6), 1)).rgb_static
+            renderer._static.show_all()
+            renderer._engine.render_frame()
+            whole = renderer._static.image()
+            renderer._scenery_is_drawn = False
+            assert (kept != whole).any(axis=2).sum() <= 4, f"state {seed}"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,11 +16,21 @@ from calvin_eval.world.shapes import Shape
 if TYPE_CHECKING:
     from calvin_eval.world.playtable import PlayTable
 
+Pose = tuple[Sequence[float], Sequence[float]]
+"""Position and quaternion xyzw."""
 WOOD_TILE, FLOOR_TILE = 0.5, 1.6
 """Edge length (m) of a texture tile."""
 AMBIENT = (0.50, 0.50, 0.52)
 DIRECTIONAL = {"key": (0.52, (-0.45, 0.55, -0.9)), "fill": (0.22, (0.8, 0.5, -0.3))}
 """Strength of each light, and where it shines to."""
+
+
+class Lit(Enum):
+    """Where the light on a node comes from."""
+
+    BY_PANDA = "Panda3D's lights, in every frame"
+    IN_VERTICES = "the vertices' colours, stored once: for what never turns"
+    IN_TEXTURE = "the texture: for what never turns and looks one way"
 
 
 def brightness(normals: np.ndarray) -> np.ndarray:
@@ -30,40 +42,56 @@ def brightness(normals: np.ndarray) -> np.ndarray:
     return np.minimum(total, 1.0)
 
 
-def link_frame(world: PlayTable, uid: int, link: int) -> np.ndarray:
+def link_pose(world: PlayTable, uid: int, link: int) -> Pose:
+    """Position and quaternion xyzw of a link's frame in the world, or of the base's for link -1."""
+    client = world.client
+    if link >= 0:
+        position, quaternion = p.getLinkState(uid, link, 0, 1, physicsClientId=client)[4:6]
+        return position, quaternion
+    inertial = p.getDynamicsInfo(uid, -1, physicsClientId=client)[3:5]  # pybullet places bases by centre of mass
+    base = p.getBasePositionAndOrientation(uid, physicsClientId=client)
+    position, quaternion = p.multiplyTransforms(*base, *p.invertTransform(*inertial))
+    return position, quaternion
+
+
+def link_turn(world: PlayTable, uid: int, link: int) -> np.ndarray:
     """Rotation matrix (3, 3) of a link's frame in the world."""
-    base = p.getBasePositionAndOrientation(uid, physicsClientId=world.client)[1]
-    quaternion = base if link < 0 else p.getLinkState(uid, link, physicsClientId=world.client)[5]
-    return np.reshape(p.getMatrixFromQuaternion(quaternion), (3, 3))
+    return _matrix(link_pose(world, uid, link)[1])
 
 
-def on_moving_links(shapes: list[Shape], world: PlayTable) -> list[Shape]:
-    """The shapes, those of the robot in frames of links that its joints move: drawing costs by the node."""
-    uid, client = world.robot.uid, world.client
+def on_moving_links(shapes: list[Shape], world: PlayTable, apart: Collection[tuple[int, int]]) -> list[Shape]:
+    """The shapes in frames of links that joints move, or of their base: drawing costs by the node.
+
+    Links (uid, link) that stand `apart` keep their own.
+    """
+    client = world.client
     result = []
     for shape in shapes:
         link = shape.link
-        while shape.uid == uid and link > 0:
-            joint = p.getJointInfo(uid, link, physicsClientId=client)
+        while link >= 0 and (shape.uid, link) not in apart:
+            joint = p.getJointInfo(shape.uid, link, physicsClientId=client)
             if joint[2] != p.JOINT_FIXED:
                 break
             link = joint[16]
         if link != shape.link:
-            there, here = (p.getLinkState(uid, n, 0, 1, physicsClientId=client)[4:6] for n in (link, shape.link))
-            frame = p.multiplyTransforms(*p.invertTransform(*there), *here)
-            position, quaternion = p.multiplyTransforms(*frame, shape.position, shape.quaternion)
-            shape = replace(shape, link=link, position=np.array(position), quaternion=np.array(quaternion))
+            there, here = (link_pose(world, shape.uid, n) for n in (link, shape.link))
+            shape = moved(replace(shape, link=link), p.multiplyTransforms(*p.invertTransform(*there), *here))
         result.append(shape)
     return sorted(result, key=lambda shape: (shape.uid, shape.link))
 
 
-def split_upward(shapes: list[Shape], frame: np.ndarray) -> tuple[list[Shape], list[Shape]]:
-    """Faces that look straight up, and the others, of shapes of a link whose frame is (3, 3)."""
+def moved(shape: Shape, pose: Pose) -> Shape:
+    """The shape as it lies once the frame it lies in has this pose."""
+    position, quaternion = p.multiplyTransforms(*pose, shape.position, shape.quaternion)
+    return replace(shape, position=np.array(position), quaternion=np.array(quaternion))
+
+
+def split_upward(shapes: list[Shape], turn: np.ndarray) -> tuple[list[Shape], list[Shape]]:
+    """Faces that look straight up, and the others, of shapes of a link turned by a matrix (3, 3)."""
     upward: list[Shape] = []
     others: list[Shape] = []
     for shape in shapes:
-        turn = frame @ np.reshape(p.getMatrixFromQuaternion(shape.quaternion), (3, 3))
-        up = shape.normals[:, 0] @ turn[2] > 1 - 1e-6
+        up = shape.normals[:, 0] @ (turn @ _matrix(shape.quaternion))[2] > 1 - 1e-6
         for part, faces in ((upward, up), (others, ~up)):
             if faces.any():
                 triangles, normals, uv = shape.triangles[faces], shape.normals[faces], shape.uv[faces]
@@ -71,40 +99,67 @@ def split_upward(shapes: list[Shape], frame: np.ndarray) -> tuple[list[Shape], l
     return upward, others
 
 
-def geometry(shapes: list[Shape], frame: np.ndarray | None) -> core.GeomNode:
-    """One node for shapes of a link that look alike, with shared vertices stored once: drawing costs by the vertex.
+def geometry(shapes: list[Shape], lit: Lit, turn: np.ndarray) -> core.GeomNode:
+    """One node for shapes of a link that look alike, its vertices with no more to them than its light needs.
 
-    Given the `frame` (3, 3) of a link that never turns, the vertices' colours carry the light: lit here once, and not
-    again for every frame.
+    Args:
+        shapes: of one link, all with one texture or all without.
+        lit: where their light comes from.
+        turn: rotation matrix (3, 3) of the link's frame, for light in vertices.
     """
+    textured, colours = bool(shapes[0].texture), {shape.colour for shape in shapes}
+    by_vertex = lit is Lit.IN_VERTICES or (not textured and len(colours) > 1)
+    columns = {"v": 3, "n": 3 * (lit is Lit.BY_PANDA), "c": 4 * by_vertex, "t": 2 * textured}
     rows = []
     for shape in shapes:
-        area = np.linalg.norm(
-            np.cross(shape.triangles[:, 1] - shape.triangles[:, 0], shape.triangles[:, 2] - shape.triangles[:, 0]),
-            axis=1,
-        )
-        keep = area > 0
-        turn = np.reshape(p.getMatrixFromQuaternion(shape.quaternion), (3, 3)).T
-        colour = (1.0, 1.0, 1.0) if shape.texture else shape.colour
+        keep = _with_area(shape.triangles)
+        frame = _matrix(shape.quaternion).T
         tile = FLOOR_TILE if shape.texture == "floor" else WOOD_TILE
-        corners = (shape.triangles[keep] @ turn + shape.position).reshape(-1, 3)
-        normals = (shape.normals[keep] @ turn).reshape(-1, 3)
-        colours = np.tile((*colour, 1.0), (len(corners), 1))
-        if frame is not None:  # this rasteriser multiplies the colour of a lit vertex in twice
-            colours[:, :3] *= colours[:, :3] * brightness(normals @ frame.T)
-        uv = (shape.uv[keep] / tile).reshape(-1, 2) * bool(shape.texture)
-        rows.append(np.hstack([corners, normals, colours, uv]))
-    vertices, index = np.unique(np.concatenate(rows).round(6), axis=0, return_inverse=True)
-    data = core.GeomVertexData("shapes", core.GeomVertexFormat.get_v3n3c4t2(), core.Geom.UH_static)
-    writers = [core.GeomVertexWriter(data, name) for name in ("vertex", "normal", "color", "texcoord")]
-    for row in vertices:
-        writers[0].add_data3(*row[:3])
-        writers[1].add_data3(*row[3:6])
-        writers[2].add_data4(*row[6:10])
-        writers[3].add_data2(*row[10:])
+        corners = (shape.triangles[keep] @ frame + shape.position).reshape(-1, 3)
+        normals = (shape.normals[keep] @ frame).reshape(-1, 3)
+        colour = np.tile((1.0, 1.0, 1.0, 1.0) if textured else (*shape.colour, 1.0), (len(corners), 1))
+        if lit is Lit.IN_VERTICES:  # this rasteriser multiplies the colour of a lit vertex in twice
+            colour[:, :3] *= colour[:, :3] * brightness(normals @ turn.T)
+        values = (corners, normals, colour, (shape.uv[keep] / tile).reshape(-1, 2))
+        rows.append(np.hstack([value for value, width in zip(values, columns.values(), strict=True) if width]))
+    return _node(np.concatenate(rows), columns)
+
+
+def outline(shapes: list[Shape]) -> core.GeomNode:
+    """One node for shapes in one frame, of which nothing but where they are will be drawn."""
+    rows = [s.triangles[_with_area(s.triangles)] @ _matrix(s.quaternion).T + s.position for s in shapes]
+    return _node(np.concatenate(rows).reshape(-1, 3), {"v": 3})
+
+
+def _matrix(quaternion: Sequence[float] | np.ndarray) -> np.ndarray:
+    return np.reshape(p.getMatrixFromQuaternion(quaternion), (3, 3))
+
+
+def _with_area(triangles: np.ndarray) -> np.ndarray:
+    edges = triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
+    return np.linalg.norm(np.cross(*edges), axis=1) > 0
+
+
+def _node(corners: np.ndarray, columns: dict[str, int]) -> core.GeomNode:
+    """A node of triangles, three rows of `corners` each. Equal ones are stored once: drawing costs by the vertex.
+
+    `columns` gives the width of each of their columns in the order in which they lie, by the letter with which
+    Panda3D's formats name it.
+    """
+    columns = {letter: width for letter, width in columns.items() if width}
+    vertices, index = np.unique(corners.round(6), axis=0, return_inverse=True)
+    layout = getattr(core.GeomVertexFormat, "get_" + "".join(f"{letter}{width}" for letter, width in columns.items()))
+    data = core.GeomVertexData("shapes", layout(), core.Geom.UH_static)
+    names = {"v": "vertex", "n": "normal", "c": "color", "t": "texcoord"}
+    start = 0
+    for letter, width in columns.items():
+        writer = core.GeomVertexWriter(data, names[letter])
+        for row in vertices[:, start : start + width]:
+            writer.add_data4(*row, *[1.0] * (4 - width))
+        start += width
     triangles = core.GeomTriangles(core.Geom.UH_static)
-    for corners in index.reshape(-1, 3):
-        triangles.add_vertices(*(int(corner) for corner in corners))
+    for triangle in index.reshape(-1, 3):
+        triangles.add_vertices(*(int(corner) for corner in triangle))
     mesh = core.Geom(data)
     mesh.add_primitive(triangles)
     node = core.GeomNode("shapes")

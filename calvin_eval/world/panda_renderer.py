@@ -1,11 +1,13 @@
 """Draws a world with Panda3D's software renderer (p3tinydisplay): no GPU, no display, under a millisecond an image.
 
 Each world has its own graphics engine, scene graph and buffers. Transforms are copied from the physics server for
-those shapes that can move; lights of the table change colour only when they switch.
+those shapes that can move. What cannot is drawn for the static camera once, and again when a light of the table
+switches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ from panda3d import core
 
 from calvin_eval.world import cameras, looks, panda_nodes
 from calvin_eval.world.bullet import pybullet as p
+from calvin_eval.world.panda_nodes import Lit
+from calvin_eval.world.panda_views import ALL, MOVING, SCENERY, StillView, View
 from calvin_eval.world.robot import CAMERA_LINK
 from calvin_eval.world.shapes import Shape, collect_shapes
 
@@ -30,16 +34,8 @@ core.load_prc_file_data(
 )
 
 PHYSICS_STEP_S = 1 / 240
-_NEXT, _LAST = [1, 2, 0], [2, 0, 1]
-DRAWN = {"static": (2, 1), "gripper": (3, 2)}
-"""Drawn pixels across and down for each pixel given, of which one is taken. This rasteriser cuts vertices off to whole
-pixels, and what is near the gripper's camera is large in its small picture."""
-OFFSET_PIXELS = {"static": core.LVecBase2(-1.6, -0.2), "gripper": core.LVecBase2(-1.7, -0.45)}
-"""Film offset (drawn pixels) with which silhouettes agree best with the judge's."""
-GLOWING = BULB, LED = ("light_link", "led_link")
-"""Links of the table that change colour. No link of it turns, so the light on all others never changes."""
-NEAR_FAR = {"static": (2.0, 9.0), "gripper": (0.015, 3.0)}
-"""Narrower than CALVIN's, to keep the depth buffer sharp; nothing lies outside."""
+GLOWING = {"light_link": looks.BULB_ON, "led_link": looks.LED_ON}
+"""Links of the table that change colour, and to which. No link of it turns: the light on all others never changes."""
 
 
 class PandaRenderer:
@@ -59,35 +55,45 @@ class PandaRenderer:
         pipe = core.GraphicsPipeSelection.get_global_ptr().make_module_pipe("p3tinydisplay")
         if pipe is None:
             raise ImportError("this Panda3D has no p3tinydisplay, its software renderer")
-        self._pipe = pipe
         self._add_lights()
         self._links: dict[tuple[int, int], core.NodePath] = {}
         self._bodies: dict[str, list[core.NodePath]] = {}
-        self._glowing: dict[str, list[core.NodePath]] = {link: [] for link in GLOWING}
-        shapes = panda_nodes.on_moving_links(collect_shapes(world), world)
+        table = world.table
+        self._glowing = {name: (table.uid, link) for link, name in table.links.items() if name in GLOWING}
+        shapes = panda_nodes.on_moving_links(collect_shapes(world), world, self._glowing.values())
         alike = groupby(shapes, key=lambda s: (s.uid, s.link, s.texture, s.texture and s.colour))
         for _, group in alike:
             self._add_shapes(list(group))
+        self._add_depth([shape for shape in shapes if self._stands_still(shape)])
         self._lit: tuple[int, int] | None = None
         self._arm = [link for uid, link in self._links if uid == world.robot.uid and link >= 0]
-        self._joints = [link for uid, link in self._links if uid == world.table.uid and link >= 0]
-        moving = [(world.robot.uid, link) for link in self._arm] + [(world.table.uid, link) for link in self._joints]
+        still = (-1, *(link for _, link in self._glowing.values()))
+        self._joints = [link for uid, link in self._links if uid == table.uid and link not in still]
+        moving = [(world.robot.uid, link) for link in self._arm] + [(table.uid, link) for link in self._joints]
         self._moving = [self._links[key] for key in moving]
-        self._place_static()
-        self._static = self._add_camera("static", sizes.static, cameras.STATIC_FOV)
-        self._gripper = self._add_camera("gripper", sizes.gripper, cameras.GRIPPER_FOV)
+        wall = core.LColor(*looks.LOOKS[world.scene].wall, 1)
+        self._static = StillView("static", sizes.static, self._root, self._engine, pipe, wall)
+        self._gripper = View("gripper", sizes.gripper, self._root, self._engine, pipe, wall)
         self._static.node.set_pos(*cameras.STATIC_EYE)
         self._static.node.look_at(core.LPoint3(*cameras.STATIC_TARGET), core.LVector3(*cameras.STATIC_UP))
+        self._scenery_is_drawn = False
 
     def render(self) -> tuple[np.ndarray, np.ndarray]:
         """Static (S, S, 3) and gripper (G, G, 3) image, uint8."""
         self._sync()
+        if not self._scenery_is_drawn:
+            self._static.show_scenery()
+            self._engine.render_frame()
+            self._static.keep()
+            self._scenery_is_drawn = True
         self._engine.render_frame()
         return self._static.image(), self._gripper.image()
 
     def masks(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """What is seen of each body, as boolean images by body name."""
         self._sync()
+        self._static.show_all()
+        self._scenery_is_drawn = False
         names = list(self._bodies)
         states = {node: node.get_state() for nodes in self._bodies.values() for node in nodes}
         for number, name in enumerate(names):
@@ -117,8 +123,11 @@ class PandaRenderer:
             node = self._root.attach_new_node(light)
             node.look_at(core.LPoint3(*direction))
             self._root.set_light(node)
-        wall = looks.LOOKS[self._world.scene].wall
-        self._background = core.LColor(*wall, 1)
+
+    def _stands_still(self, shape: Shape) -> bool:
+        return shape.body not in self._world.blocks and (
+            shape.link < 0 or (shape.uid, shape.link) in self._glowing.values()
+        )
 
     def _add_shapes(self, shapes: list[Shape]) -> None:
         """Adds shapes of one link that share a texture, or have none."""
@@ -126,72 +135,47 @@ class PandaRenderer:
         key = (first.uid, first.link)
         if key not in self._links:
             self._links[key] = self._root.attach_new_node(f"{first.body}:{first.link}")
-        link = self._world.table.links[first.link] if first.body == "table" else ""
-        if link in GLOWING:
-            self._glowing[link].append(self._add_node(shapes, None))
+            pose = panda_nodes.link_pose(self._world, *key)
+            self._links[key].set_pos_quat(core.LPoint3(*pose[0]), _quaternion(pose[1]))
+        still = self._stands_still(first)
+        turns = first.body in self._world.blocks or (first.body == "robot" and not still)
+        unseen_by_static = MOVING if still else SCENERY
+        if turns or key in self._glowing.values():
+            self._add_node(shapes, Lit.BY_PANDA).hide(unseen_by_static)
             return
-        if first.body not in ("plane", "pedestal", "table"):
-            self._add_node(shapes, None)
-            return
-        frame = panda_nodes.link_frame(self._world, *key)
-        if first.texture and first.link < 0:  # floor and table top fill most of both pictures
-            upward, shapes = panda_nodes.split_upward(shapes, frame)
-            self._add_node(upward, None, panda_nodes.brightness(np.array([[0.0, 0.0, 1.0]]))).set_color(1, 1, 1, 1)
-        self._add_node(shapes, frame)
+        if first.texture and still:  # floor and table top fill most of both pictures
+            upward, shapes = panda_nodes.split_upward(shapes, panda_nodes.link_turn(self._world, *key))
+            self._add_node(upward, Lit.IN_TEXTURE).hide(unseen_by_static)
+        if first.body != "plane":  # of which nobody sees anything but its top
+            self._add_node(shapes, Lit.IN_VERTICES).hide(unseen_by_static)
 
-    def _add_node(
-        self, shapes: list[Shape], frame: np.ndarray | None, light: np.ndarray | None = None
-    ) -> core.NodePath:
-        """One node: lit in its vertices given the link's `frame`, in its texture given `light`, else by Panda3D."""
+    def _add_node(self, shapes: list[Shape], lit: Lit) -> core.NodePath:
         first = shapes[0]
-        node = self._links[first.uid, first.link].attach_new_node(panda_nodes.geometry(shapes, frame))
-        if frame is not None or light is not None:
+        turn = panda_nodes.link_turn(self._world, first.uid, first.link)
+        node = self._links[first.uid, first.link].attach_new_node(panda_nodes.geometry(shapes, lit, turn))
+        if lit is not Lit.BY_PANDA:
             node.set_light_off()
         if first.texture:
             grain = looks.LOOKS[self._world.scene].grain
             image = looks.checker(first.colour) if first.texture == "floor" else looks.wood(first.colour, grain)
-            node.set_texture(panda_nodes.texture(image if light is None else (image * light).round().astype(np.uint8)))
+            light = panda_nodes.brightness(np.array([[0.0, 0.0, 1.0]])) if lit is Lit.IN_TEXTURE else 1.0
+            node.set_texture(panda_nodes.texture((image * light).round().astype(np.uint8)))
+        if lit is Lit.IN_TEXTURE:
+            node.set_color(1, 1, 1, 1)
+        elif lit is Lit.BY_PANDA and len({shape.colour for shape in shapes}) == 1:
+            node.set_color(*first.colour, 1)
         self._bodies.setdefault(first.body, []).append(node)
         return node
 
-    def _add_camera(self, name: str, size: int, fov: float) -> _View:
-        across, down = DRAWN[name]
-        width, height = size * across, size * down
-        properties = core.FrameBufferProperties()
-        properties.set_rgb_color(True)
-        properties.set_depth_bits(1)
-        buffer = self._engine.make_output(
-            self._pipe,
-            name,
-            0,
-            properties,
-            core.WindowProperties.size(width, height),
-            core.GraphicsPipe.BF_refuse_window,
-        )
-        if buffer is None:
-            raise RuntimeError(f"Panda3D made no buffer of {size} x {size} pixels for the {name} camera")
-        texture = core.Texture(name)
-        buffer.add_render_texture(texture, core.GraphicsOutput.RTM_copy_ram)
-        buffer.set_clear_color(self._background)
-        lens = core.PerspectiveLens()
-        lens.set_fov(fov)
-        lens.set_near_far(*NEAR_FAR[name])
-        film = lens.get_film_size()[0]
-        lens.set_film_offset(OFFSET_PIXELS[name][0] * film / width, OFFSET_PIXELS[name][1] * film / height)
-        camera = core.Camera(name, lens)
-        node = self._root.attach_new_node(camera)
-        buffer.make_display_region().set_camera(node)
-        return _View(node, texture, size, DRAWN[name])
-
-    def _place_static(self) -> None:
-        world = self._world
-        self._links[world.robot.uid, -1].set_pos(*_base_frame(world))
-        for link in self._joints:
-            self._place_link(world.table.uid, link)
-
-    def _place_link(self, uid: int, link: int) -> None:
-        state = p.getLinkState(uid, link, physicsClientId=self._world.client)
-        self._links[uid, link].set_pos_quat(core.LPoint3(*state[4]), _quaternion(state[5]))
+    def _add_depth(self, shapes: list[Shape]) -> None:
+        """Adds what never moves as depth alone, drawn before all else; nothing is ever under the floor."""
+        poses = {key: panda_nodes.link_pose(self._world, *key) for key in {(s.uid, s.link) for s in shapes}}
+        shapes = [panda_nodes.moved(s, poses[s.uid, s.link]) for s in shapes if s.body != "plane"]
+        node = self._root.attach_new_node(panda_nodes.outline(shapes))
+        node.set_light_off()
+        node.set_attrib(core.ColorWriteAttrib.make(core.ColorWriteAttrib.C_off))
+        node.set_bin("background", 0)
+        node.hide(ALL | SCENERY)
 
     def _sync(self) -> None:
         world = self._world
@@ -203,72 +187,50 @@ class PandaRenderer:
         self._gripper.node.set_pos_quat(core.LPoint3(*camera[4]), turn)
         states = p.getLinkStates(robot, self._arm, computeLinkVelocity=1, physicsClientId=client)
         states += p.getLinkStates(table, self._joints, computeLinkVelocity=1, physicsClientId=client)
-        for node, position, (x, y, z, w) in zip(self._moving, *_present_frames(states), strict=True):
-            node.set_pos_quat(core.LPoint3(*position), core.LQuaternion(w, x, y, z))
+        for node, state in zip(self._moving, states, strict=True):
+            node.set_pos_quat(*_present_frame(state))
         for uid in world.blocks.values():
             position, (x, y, z, w) = p.getBasePositionAndOrientation(uid, physicsClientId=client)
             self._links[uid, -1].set_pos_quat(core.LPoint3(*position), core.LQuaternion(w, x, y, z))
         lit = (world.table.lightbulb, world.table.led)
         if lit != self._lit:
             self._lit = lit
-            _glow(self._glowing[BULB], looks.BULB_ON, lit[0])
-            _glow(self._glowing[LED], looks.LED_ON, lit[1])
+            self._scenery_is_drawn = False
+            for name, on in zip(GLOWING, lit, strict=True):
+                _glow(self._links[self._glowing[name]], GLOWING[name], on)
 
 
-class _View:
-    """A camera node and the picture it fills: `drawn` pixels (across, down) for each pixel of an image of this size."""
-
-    def __init__(self, node: core.NodePath, texture: core.Texture, size: int, drawn: tuple[int, int]) -> None:
-        self.node, self._texture, self._size, self._drawn = node, texture, size, drawn
-
-    def image(self) -> np.ndarray:
-        """The last picture (S, S, 3) uint8; Panda3D stores it from the bottom up, blue first."""
-        across, down = self._drawn
-        data = np.frombuffer(self._texture.get_ram_image(), np.uint8)
-        pixels = data.reshape(self._size, down, self._size, across, -1)[::-1, (down - 1) // 2, :, across // 2]
-        image = np.empty((self._size, self._size, 3), np.uint8)
-        for channel in range(3):  # three copies of one channel are twice as fast as one with the channels reversed
-            image[..., channel] = pixels[..., 2 - channel]
-        return image
-
-
-def _present_frames(states: list[Any]) -> tuple[list[list[float]], list[list[float]]]:
-    """Positions (n, 3) and quaternions xyzw (n, 4) of link frames as the physics has them now.
+def _present_frame(state: tuple[Any, ...]) -> tuple[core.LPoint3, core.LQuaternion]:
+    """Where a link's frame is as the physics has it now. Component by component: NumPy takes longer to call.
 
     pybullet reports link states from the start of the last physics step. CALVIN's gripper camera stands where it is
     reported to be, while the renderer draws the shapes where they are; at a camera that close to the fingers the
     half millimetre between the two is a pixel.
     """
-    rows = np.array([[*state[0], *state[4], *state[5], *state[6], *state[7]] for state in states])
-    centre, position, velocity, spin = rows[:, :3], rows[:, 3:6], rows[:, 10:13], rows[:, 13:]
-    vector, scalar = rows[:, 6:9], rows[:, 9:10]
-    position = position + PHYSICS_STEP_S * (velocity + _cross(spin, position - centre))
-    turned = np.empty((len(rows), 4))
-    turned[:, :3] = vector + 0.5 * PHYSICS_STEP_S * (scalar * spin + _cross(spin, vector))
-    turned[:, 3] = scalar[:, 0] - 0.5 * PHYSICS_STEP_S * np.einsum("ij,ij->i", spin, vector)
-    turned /= np.sqrt(np.einsum("ij,ij->i", turned, turned))[:, None]
-    return position.tolist(), turned.tolist()
+    centre, (px, py, pz), (x, y, z, w), (vx, vy, vz), (sx, sy, sz) = state[0], *state[4:8]
+    dx, dy, dz = px - centre[0], py - centre[1], pz - centre[2]
+    position = core.LPoint3(
+        px + PHYSICS_STEP_S * (vx + sy * dz - sz * dy),
+        py + PHYSICS_STEP_S * (vy + sz * dx - sx * dz),
+        pz + PHYSICS_STEP_S * (vz + sx * dy - sy * dx),
+    )
+    half = 0.5 * PHYSICS_STEP_S
+    turned = core.LQuaternion(  # no longer quite of length one, which Panda3D divides by
+        w - half * (sx * x + sy * y + sz * z),
+        x + half * (w * sx + sy * z - sz * y),
+        y + half * (w * sy + sz * x - sx * z),
+        z + half * (w * sz + sx * y - sy * x),
+    )
+    return position, turned
 
 
-def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cross products (n, 3) of rows (n, 3); for few rows six times as fast as NumPy's."""
-    return a[:, _NEXT] * b[:, _LAST] - a[:, _LAST] * b[:, _NEXT]
-
-
-def _base_frame(world: PlayTable) -> tuple[float, float, float]:
-    """Where the robot's base link frame lies (pybullet reports its centre of mass instead)."""
-    from calvin_eval.world.scenes import ROBOT_BASE
-
-    return ROBOT_BASE
-
-
-def _quaternion(xyzw: np.ndarray | tuple[float, ...]) -> core.LQuaternion:
+def _quaternion(xyzw: Sequence[float]) -> core.LQuaternion:
     x, y, z, w = xyzw
     return core.LQuaternion(w, x, y, z)
 
 
-def _glow(nodes: list[core.NodePath], colour: looks.RGB, on: int) -> None:
-    for node in nodes:
+def _glow(link: core.NodePath, colour: looks.RGB, on: int) -> None:
+    for node in link.get_children():
         if on:
             node.set_light_off(1)
             node.set_color(*colour, 1)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fast_simplification
 import numpy as np
 
 from calvin_eval.world import looks
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from calvin_eval.world.playtable import PlayTable
 
 
-CREASE = np.radians(40.0)
+MOST_TRIANGLES = 300
+"""Of a mesh: drawing costs by the vertex, and of the robot's links one has four times as many as any other."""
+CREASE = np.radians(60.0)
 """Faces that meet at a sharper angle than this are drawn with an edge."""
 
 
@@ -106,7 +109,7 @@ def _triangles(kind: int, dimensions: tuple[float, ...], filename: str) -> np.nd
         angles = np.linspace(-np.pi / 2, np.pi / 2, 9)
         return _revolved([(dimensions[0] * np.cos(a), dimensions[0] * np.sin(a)) for a in angles[1:-1]], 16)
     if kind == p.GEOM_MESH:
-        return read_obj(Path(filename)) * np.array(dimensions)
+        return thinned(read_obj(Path(filename))) * np.array(dimensions)
     raise ValueError(f"visual shape of pybullet kind {kind} cannot be drawn")
 
 
@@ -123,6 +126,17 @@ def read_obj(path: Path) -> np.ndarray:
             corners = [c - 1 if c > 0 else len(vertices) + c for c in corners]
             faces += [(corners[0], corners[i], corners[i + 1]) for i in range(1, len(corners) - 1)]
     return np.array(vertices)[np.array(faces)]
+
+
+def thinned(triangles: np.ndarray) -> np.ndarray:
+    """The mesh of triangles (F, 3, 3) with at most `MOST_TRIANGLES` of them, its shape kept as well as they can."""
+    if len(triangles) <= MOST_TRIANGLES:
+        return triangles
+    vertices, faces = np.unique(triangles.reshape(-1, 3).round(6), axis=0, return_inverse=True)
+    vertices, faces = fast_simplification.simplify(
+        vertices.astype(np.float32), faces.reshape(-1, 3).astype(np.int32), target_count=MOST_TRIANGLES
+    )
+    return vertices[faces].astype(float)
 
 
 def _box(size: np.ndarray) -> np.ndarray:
