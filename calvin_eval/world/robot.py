@@ -12,6 +12,7 @@ Non-obvious behaviours
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,8 +28,8 @@ CAMERA_LINK, TCP_LINK = 14, 15
 ARM_FORCE, ARM_VELOCITY = 200.0, 2.0
 GRIP_FORCE, OPENING_FORCE, FINGER_VELOCITY = 200.0, 2.0, 1.0
 FINGER_OPEN = 0.04
-ARM_LOWER = np.array([-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973])
-ARM_UPPER = np.array([2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973])
+ARM_LOWER = (-2.8973, -1.7628, -2.8973, -3.0718, -2.8973, -0.0175, -2.8973)
+ARM_UPPER = (2.8973, 1.7628, 2.8973, -0.0698, 2.8973, 3.7525, 2.8973)
 NULL_SPACE = {
     "lowerLimits": [-7.0] * 9,
     "upperLimits": [7.0] * 9,
@@ -92,7 +93,7 @@ class Robot:
         value = float(np.asarray(gripper).reshape(-1)[0])
         if value not in (-1.0, 1.0):
             raise ValueError(f"the gripper entry of an action must be exactly -1 (close) or 1 (open), not {value}")
-        if not np.isfinite(joints).all():
+        if not all(map(math.isfinite, joints)):
             raise ValueError(f"the action leads to joint targets that are not finite: {action}")
         self.gripper = value
         self._drive_arm(joints)
@@ -112,25 +113,26 @@ class Robot:
     def _tool_pose(self) -> tuple[Sequence[float], Sequence[float]]:
         return p.getLinkState(self.uid, TCP_LINK, physicsClientId=self.client)[:2]
 
-    def _relative(self, action: np.ndarray) -> tuple[np.ndarray, float]:
+    def _relative(self, action: np.ndarray) -> tuple[list[float], float]:
         if not np.isfinite(action).all():
             raise ValueError(f"an action must be finite, not {action}")
         if action[6] not in (-1.0, 1.0):
             raise ValueError(f"the gripper entry of an action must be exactly -1 (close) or 1 (open), not {action[6]}")
         self.target_position = self.target_position + MAX_REL_POS * action[:3]
         self.target_euler = self.target_euler + MAX_REL_ORN * action[3:6]
-        return self._absolute(self.target_position, self.target_euler), action[6]
+        return self._absolute(self.target_position.tolist(), self.target_euler.tolist()), action[6]
 
     def _absolute(
         self, position: Sequence[float] | np.ndarray, orientation: Sequence[float] | np.ndarray
-    ) -> np.ndarray:
+    ) -> list[float]:
         quaternion = p.getQuaternionFromEuler(orientation) if len(orientation) == 3 else orientation
         joints = p.calculateInverseKinematics(
             self.uid, TCP_LINK, position, quaternion, **NULL_SPACE, physicsClientId=self.client
         )
-        return np.clip(joints[:7], ARM_LOWER, ARM_UPPER)
+        # Not NumPy's clip: on seven numbers its call takes longer than all of this.
+        return [min(max(joint, low), high) for joint, low, high in zip(joints, ARM_LOWER, ARM_UPPER, strict=False)]
 
-    def _from_dictionary(self, action: Mapping[str, Any]) -> tuple[np.ndarray, Any]:
+    def _from_dictionary(self, action: Mapping[str, Any]) -> tuple[Sequence[float] | np.ndarray, Any]:
         kind, values = action.get("type"), action.get("action")
         if values is None or kind not in ("cartesian_rel", "cartesian_abs", "joint_rel", "joint_abs"):
             raise ValueError(
