@@ -23,6 +23,9 @@ WOOD_TILE, FLOOR_TILE = 0.5, 1.6
 AMBIENT = (0.50, 0.50, 0.52)
 DIRECTIONAL = {"key": (0.52, (-0.45, 0.55, -0.9)), "fill": (0.22, (0.8, 0.5, -0.3))}
 """Strength of each light, and where it shines to."""
+DIGITS, DIGIT = 32, 8
+"""How many values of a colour channel number triangles, and how far apart they lie."""
+NO_NUMBER = core.LColor(0, 0, 0, 1)
 
 
 class Lit(Enum):
@@ -115,7 +118,7 @@ def geometry(shapes: list[Shape], lit: Lit, turn: np.ndarray) -> core.GeomNode:
         keep = _with_area(shape.triangles)
         frame = _matrix(shape.quaternion).T
         tile = FLOOR_TILE if shape.texture == "floor" else WOOD_TILE
-        corners = (shape.triangles[keep] @ frame + shape.position).reshape(-1, 3)
+        corners = placed(shape).reshape(-1, 3)
         normals = (shape.normals[keep] @ frame).reshape(-1, 3)
         colour = np.tile((1.0, 1.0, 1.0, 1.0) if textured else (*shape.colour, 1.0), (len(corners), 1))
         if lit is Lit.IN_VERTICES:  # this rasteriser multiplies the colour of a lit vertex in twice
@@ -125,10 +128,30 @@ def geometry(shapes: list[Shape], lit: Lit, turn: np.ndarray) -> core.GeomNode:
     return _node(np.concatenate(rows), columns)
 
 
-def outline(shapes: list[Shape]) -> core.GeomNode:
-    """One node for shapes in one frame, of which nothing but where they are will be drawn."""
-    rows = [s.triangles[_with_area(s.triangles)] @ _matrix(s.quaternion).T + s.position for s in shapes]
-    return _node(np.concatenate(rows).reshape(-1, 3), {"v": 3})
+def placed(shape: Shape) -> np.ndarray:
+    """Its triangles (F, 3, 3) in the frame it lies in, but for those without an area."""
+    return shape.triangles[_with_area(shape.triangles)] @ _matrix(shape.quaternion).T + shape.position
+
+
+def outline(triangles: np.ndarray) -> core.GeomNode:
+    """One node for triangles (F, 3, 3) of which nothing but where they are will be drawn."""
+    return _node(triangles.reshape(-1, 3), {"v": 3})
+
+
+def numbered(triangles: np.ndarray) -> core.GeomNode:
+    """One node that shows by its colours, to `numbers`, which of its triangles (F, 3, 3) are seen."""
+    if len(triangles) > DIGITS**3:
+        raise ValueError(f"{len(triangles)} triangles are more than there are colours to number them, {DIGITS**3}")
+    number = np.arange(len(triangles))
+    digits = np.stack([number // DIGITS**place % DIGITS for place in range(3)], axis=1)
+    colours = np.hstack([(digits * DIGIT + DIGIT // 2) / 255, np.ones((len(triangles), 1))])
+    return _node(np.hstack([triangles.reshape(-1, 3), colours.repeat(3, axis=0)]), {"v": 3, "c": 4})
+
+
+def numbers(colours: np.ndarray) -> np.ndarray:
+    """Which triangles of `numbered` were seen (n,), by the colours (m, 3) uint8 drawn of it on `NO_NUMBER`."""
+    colours = colours[(colours >= DIGIT // 4).all(axis=1)].astype(int)
+    return np.unique(colours // DIGIT @ DIGITS ** np.arange(3))
 
 
 def _matrix(quaternion: Sequence[float] | np.ndarray) -> np.ndarray:

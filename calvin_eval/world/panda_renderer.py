@@ -56,26 +56,26 @@ class PandaRenderer:
         if pipe is None:
             raise ImportError("this Panda3D has no p3tinydisplay, its software renderer")
         self._add_lights()
-        self._links: dict[tuple[int, int], core.NodePath] = {}
-        self._bodies: dict[str, list[core.NodePath]] = {}
-        table = world.table
-        self._glowing = {name: (table.uid, link) for link, name in table.links.items() if name in GLOWING}
-        shapes = panda_nodes.on_moving_links(collect_shapes(world), world, self._glowing.values())
-        alike = groupby(shapes, key=lambda s: (s.uid, s.link, s.texture, s.texture and s.colour))
-        for _, group in alike:
-            self._add_shapes(list(group))
-        self._add_depth([shape for shape in shapes if self._stands_still(shape)])
-        self._lit: tuple[int, int] | None = None
-        self._arm = [link for uid, link in self._links if uid == world.robot.uid and link >= 0]
-        still = (-1, *(link for _, link in self._glowing.values()))
-        self._joints = [link for uid, link in self._links if uid == table.uid and link not in still]
-        moving = [(world.robot.uid, link) for link in self._arm] + [(table.uid, link) for link in self._joints]
-        self._moving = [self._links[key] for key in moving]
         wall = core.LColor(*looks.LOOKS[world.scene].wall, 1)
         self._static = StillView("static", sizes.static, self._root, self._engine, pipe, wall)
         self._gripper = View("gripper", sizes.gripper, self._root, self._engine, pipe, wall)
         self._static.node.set_pos(*cameras.STATIC_EYE)
         self._static.node.look_at(core.LPoint3(*cameras.STATIC_TARGET), core.LVector3(*cameras.STATIC_UP))
+        self._links: dict[tuple[int, int], core.NodePath] = {}
+        self._bodies: dict[str, list[core.NodePath]] = {}
+        table = world.table
+        self._glowing = {name: (table.uid, link) for link, name in table.links.items() if name in GLOWING}
+        shapes = panda_nodes.on_moving_links(collect_shapes(world), world, self._glowing.values())
+        self._add_depth([shape for shape in shapes if self._stands_still(shape)])
+        alike = groupby(shapes, key=lambda s: (s.uid, s.link, s.texture, s.texture and s.colour))
+        for _, group in alike:
+            self._add_shapes(list(group))
+        moving = [key for key in self._links if key[1] >= 0 and key not in self._glowing.values()]
+        self._arm = [link for uid, link in moving if uid == world.robot.uid]
+        self._joints = [link for uid, link in moving if uid == table.uid]
+        self._moving = [self._links[world.robot.uid, link] for link in self._arm]
+        self._moving += [self._links[table.uid, link] for link in self._joints]
+        self._lit: tuple[int, int] | None = None
         self._scenery_is_drawn = False
 
     def render(self) -> tuple[np.ndarray, np.ndarray]:
@@ -168,10 +168,20 @@ class PandaRenderer:
         return node
 
     def _add_depth(self, shapes: list[Shape]) -> None:
-        """Adds what never moves as depth alone, drawn before all else; nothing is ever under the floor."""
+        """Adds to an empty scene, as depth alone, what the static camera sees of shapes that never move.
+
+        What lies behind those faces hides nothing that they do not hide. Nothing is ever under the floor.
+        """
         poses = {key: panda_nodes.link_pose(self._world, *key) for key in {(s.uid, s.link) for s in shapes}}
-        shapes = [panda_nodes.moved(s, poses[s.uid, s.link]) for s in shapes if s.body != "plane"]
-        node = self._root.attach_new_node(panda_nodes.outline(shapes))
+        solid = [panda_nodes.moved(shape, poses[shape.uid, shape.link]) for shape in shapes if shape.body != "plane"]
+        triangles = np.concatenate([panda_nodes.placed(shape) for shape in solid])
+        numbered = self._root.attach_new_node(panda_nodes.numbered(triangles))
+        numbered.set_light_off()
+        self._static.show_all(panda_nodes.NO_NUMBER)
+        self._engine.render_frame()
+        numbered.remove_node()
+        seen = panda_nodes.numbers(self._static.colours())
+        node = self._root.attach_new_node(panda_nodes.outline(triangles[seen]))
         node.set_light_off()
         node.set_attrib(core.ColorWriteAttrib.make(core.ColorWriteAttrib.C_off))
         node.set_bin("background", 0)

@@ -64,29 +64,45 @@ class View:
         self._buffer.make_display_region().set_camera(self.node)
         self.show_all()
 
-    def show_all(self) -> None:
-        """Shows this camera everything."""
-        self._show(ALL, self._background)
+    def show_all(self, background: core.LColor | None = None) -> None:
+        """Shows this camera everything, on its own background or another."""
+        self._show(ALL, background or self._background)
 
     def image(self) -> np.ndarray:
         """The last picture (S, S, 3) uint8."""
-        return _rgb(self._pixels())
+        return self._picture(self._frame("u1"))
+
+    def colours(self) -> np.ndarray:
+        """Every colour (n, 3) uint8 of the last frame as it was drawn."""
+        found = np.unique(self._frame("<u4") & COLOUR_BITS)
+        return np.stack([found >> 16, found >> 8 & 255, found & 255], axis=1).astype(np.uint8)
 
     def _show(self, what: core.BitMask32, background: core.LColor) -> None:
         self._camera.set_camera_mask(what)
         self._buffer.set_clear_color(background)
 
-    def _pixels(self) -> np.ndarray:
-        """The last picture (S, S) uint32, blue in the lowest byte; Panda3D stores it from the bottom up."""
+    def _frame(self, number: str) -> np.ndarray:
+        """The last frame as drawn, as flat numbers of that kind: from the bottom up; blue, green, red, alpha."""
+        return np.frombuffer(self._texture.get_ram_image(), number)
+
+    def _picture(self, frame: np.ndarray) -> np.ndarray:
+        """The (S, S, 3) uint8 that is given of a frame."""
         across, down = self._drawn
-        data = np.frombuffer(self._texture.get_ram_image(), "<u4")
-        return data.reshape(self._size, down, self._size, across)[::-1, (down - 1) // 2, :, across // 2]
+        drawn = frame.view(np.uint8).reshape(self._size, down, self._size, across, 4)
+        kept = drawn[::-1, (down - 1) // 2, :, across // 2]
+        image = np.empty((self._size, self._size, 3), np.uint8)
+        for channel in range(3):  # three copies of one channel are twice as fast as one with the channels reversed
+            image[..., channel] = kept[..., 2 - channel]
+        return image
 
 
 class StillView(View):
     """A camera that never moves: what never moves either is drawn once, and laid behind what does.
 
-    Of that backdrop only the depth is drawn again in every frame, for it may hide what moves.
+    Of that backdrop only the depth is drawn again in every frame, for it may hide what moves. The two columns drawn
+    for each given are one number of eight bytes, whose higher half is the pixel given and whose highest byte is the
+    alpha of that: nought in all of the backdrop and where nothing moves. So the greater of two such numbers is
+    what is in front.
     """
 
     _backdrop: np.ndarray | None = None
@@ -96,28 +112,18 @@ class StillView(View):
         self._show(SCENERY, self._background)
 
     def keep(self) -> None:
-        """Keeps the last picture as the backdrop, and shows this camera from now on what moves."""
-        self._backdrop = self._pixels() & COLOUR_BITS
+        """Keeps the last frame as the backdrop, and shows this camera from now on what moves."""
+        self._backdrop = self._frame("<u8") & (COLOUR_BITS << 32 | COLOUR_BITS)
         self._merged = np.empty_like(self._backdrop)
         self._show(MOVING, NOTHING)
 
-    def show_all(self) -> None:
+    def show_all(self, background: core.LColor | None = None) -> None:
         """Shows this camera everything; a backdrop is forgotten."""
         self._backdrop = None
-        super().show_all()
+        super().show_all(background)
 
     def image(self) -> np.ndarray:
         """The last picture (S, S, 3) uint8."""
         if self._backdrop is None:
             return super().image()
-        # Alpha, the highest byte, is nought where nothing was drawn and in all of the backdrop.
-        return _rgb(np.maximum(self._pixels(), self._backdrop, out=self._merged))
-
-
-def _rgb(pixels: np.ndarray) -> np.ndarray:
-    """(S, S, 3) uint8 of pixels (S, S) uint32, blue in the lowest byte."""
-    planes = np.ascontiguousarray(pixels).view(np.uint8).reshape(*pixels.shape, 4)
-    image = np.empty((*pixels.shape, 3), np.uint8)
-    for channel in range(3):  # three copies of one channel are twice as fast as one with the channels reversed
-        image[..., channel] = planes[..., 2 - channel]
-    return image
+        return self._picture(np.maximum(self._frame("<u8"), self._backdrop, out=self._merged))
