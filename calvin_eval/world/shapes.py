@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from calvin_eval.world.playtable import PlayTable
 
 
-MOST_TRIANGLES = 200
+MOST_TRIANGLES = 150
 """Of a mesh: drawing costs by the vertex. The robot's links have 200 and 300, one 1308."""
 WELD, CAREFUL = 0.006, 3
 """Distance (m) of corners that become one; how greedily triangles are taken away, of 0 to 10."""
