@@ -131,7 +131,7 @@ def read_obj(path: Path) -> np.ndarray:
 
 
 def thinned(triangles: np.ndarray) -> np.ndarray:
-    """The mesh of triangles (F, 3, 3) with about `MOST_TRIANGLES` of them, its shape kept as well as they can.
+    """The mesh of triangles (F, 3, 3) with `MOST_TRIANGLES` of them, or as many more as it takes to keep its shape.
 
     Corners closer than `WELD` become one first: a mesh of several shells would else come apart where they meet.
     """
