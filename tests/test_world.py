@@ -214,7 +214,6 @@ def test_before_the_kept_backdrop_lies_the_picture_that_would_be_drawn_whole(sce
             renderer._static.show_all()
             renderer._engine.render_frame()
             whole = renderer._static.image()
-            renderer._scenery_is_drawn = False
             assert (kept != whole).any(axis=2).sum() <= 4, f"state {seed}"
 
 

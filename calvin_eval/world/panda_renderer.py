@@ -76,16 +76,14 @@ class PandaRenderer:
         self._moving = [self._links[world.robot.uid, link] for link in self._arm]
         self._moving += [self._links[table.uid, link] for link in self._joints]
         self._lit: tuple[int, int] | None = None
-        self._scenery_is_drawn = False
 
     def render(self) -> tuple[np.ndarray, np.ndarray]:
         """Static (S, S, 3) and gripper (G, G, 3) image, uint8."""
         self._sync()
-        if not self._scenery_is_drawn:
+        if not self._static.has_backdrop:
             self._static.show_scenery()
             self._engine.render_frame()
             self._static.keep()
-            self._scenery_is_drawn = True
         self._engine.render_frame()
         return self._static.image(), self._gripper.image()
 
@@ -93,7 +91,6 @@ class PandaRenderer:
         """What is seen of each body, as boolean images by body name."""
         self._sync()
         self._static.show_all()
-        self._scenery_is_drawn = False
         names = list(self._bodies)
         states = {node: node.get_state() for nodes in self._bodies.values() for node in nodes}
         for number, name in enumerate(names):
@@ -205,7 +202,7 @@ class PandaRenderer:
         lit = (world.table.lightbulb, world.table.led)
         if lit != self._lit:
             self._lit = lit
-            self._scenery_is_drawn = False
+            self._static.show_all()  # forgets the backdrop, which holds the lamps
             for name, on in zip(GLOWING, lit, strict=True):
                 _glow(self._links[self._glowing[name]], GLOWING[name], on)
 

@@ -107,6 +107,11 @@ class StillView(View):
 
     _backdrop: np.ndarray | None = None
 
+    @property
+    def has_backdrop(self) -> bool:
+        """Whether a backdrop is kept."""
+        return self._backdrop is not None
+
     def show_scenery(self) -> None:
         """Shows this camera what never moves, to be kept by `keep` after the next frame."""
         self._show(SCENERY, self._background)

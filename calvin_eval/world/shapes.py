@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MOST_TRIANGLES = 150
 """Of a mesh: drawing costs by the vertex. The robot's links have 200 and 300, one 1308."""
 WELD, CAREFUL = 0.006, 3
-"""Distance (m) of corners that become one; how greedily triangles are taken away, of 0 to 10."""
+"""Size (m) of the cells whose corners become one; how greedily triangles are taken away, of 0 to 10."""
 CREASE = np.radians(60.0)
 """Faces that meet at a sharper angle than this are drawn with an edge."""
 
@@ -111,7 +111,7 @@ def _triangles(kind: int, dimensions: tuple[float, ...], filename: str) -> np.nd
         angles = np.linspace(-np.pi / 2, np.pi / 2, 9)
         return _revolved([(dimensions[0] * np.cos(a), dimensions[0] * np.sin(a)) for a in angles[1:-1]], 16)
     if kind == p.GEOM_MESH:
-        return thinned(read_obj(Path(filename))) * np.array(dimensions)
+        return thinned(read_obj(Path(filename)) * np.array(dimensions))
     raise ValueError(f"visual shape of pybullet kind {kind} cannot be drawn")
 
 
@@ -133,7 +133,7 @@ def read_obj(path: Path) -> np.ndarray:
 def thinned(triangles: np.ndarray) -> np.ndarray:
     """The mesh of triangles (F, 3, 3) with `MOST_TRIANGLES` of them, or as many more as it takes to keep its shape.
 
-    Corners closer than `WELD` become one first: a mesh of several shells would else come apart where they meet.
+    Corners in one cell of `WELD` become one first: a mesh of several shells would else come apart where they meet.
     """
     if len(triangles) <= MOST_TRIANGLES:
         return triangles
