@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from reference_way import SENTENCES, SWITCHES, add_arguments, parsed, policy_for, policy_of
 
-from calvin_eval.files import provenance
 from calvin_eval.protocol import Observation
+from calvin_eval.system.provenance import provenance
 from roboflamingo.control import PolicyController
 
 CHUNK = 5

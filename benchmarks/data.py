@@ -23,7 +23,7 @@ import torch
 
 from calvin_eval.collect import CollectSettings, collect
 from calvin_eval.demonstrations import EpisodeSettings
-from calvin_eval.files import provenance
+from calvin_eval.system.provenance import provenance
 from roboflamingo.data.frames import PackSettings
 from roboflamingo.data.packing import pack
 from roboflamingo.data.windows import Windows, to_tensors

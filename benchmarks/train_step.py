@@ -26,7 +26,7 @@ import torch
 from reference_way import MPT_VOCABULARY, SENTENCES, SWITCHES, add_arguments, parsed, policy_for, policy_of
 from torch import Tensor, nn
 
-from calvin_eval.files import provenance
+from calvin_eval.system.provenance import provenance
 from roboflamingo.policy import PolicyConfig
 from roboflamingo.training.layers import checkpoint_activations
 

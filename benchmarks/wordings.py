@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from calvin_eval.files import provenance
 from calvin_eval.instructions import SPLITS, sentences
+from calvin_eval.system.provenance import provenance
 from calvin_eval.tasks import TASKS
 from roboflamingo.checkpoint import load_policy
 from roboflamingo.data.windows import to_tensors

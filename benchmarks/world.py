@@ -20,8 +20,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 
-from calvin_eval.files import provenance
 from calvin_eval.starts import random_scene_obs, start_for
+from calvin_eval.system.provenance import provenance
 from calvin_eval.world.cameras import RENDERERS
 from calvin_eval.world.playtable import PlayTable
 

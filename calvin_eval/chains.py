@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from calvin_eval.files import write_text
+from calvin_eval.system.files import write_text
 from calvin_eval.tasks import TASKS
 from calvin_eval.world.scenes import DRAWER_TRAVEL, SWITCH_TRAVEL, scene_geometry
 

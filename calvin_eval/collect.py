@@ -27,9 +27,10 @@ from rich.progress import (
 )
 
 from calvin_eval.demonstrations import EpisodeSettings, demonstrate_episode
-from calvin_eval.files import provenance, write_json
 from calvin_eval.protocol import SCENES, Policy
 from calvin_eval.recording import Recorder
+from calvin_eval.system.files import write_json
+from calvin_eval.system.provenance import provenance
 from calvin_eval.tasks import TASKS
 from calvin_eval.world.playtable import PlayTable
 

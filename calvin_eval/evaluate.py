@@ -29,11 +29,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from calvin_eval.files import provenance, write_json, write_text
 from calvin_eval.leash import TargetLeash
 from calvin_eval.metrics import ChainResult, summarize
 from calvin_eval.protocol import Env, Policy
 from calvin_eval.rollout import EvaluateSettings, run_chains
+from calvin_eval.system.files import write_json, write_text
+from calvin_eval.system.provenance import provenance
 
 __all__ = ["ChainResult", "EvaluateSettings", "MakeEnv", "MakePolicy", "evaluate", "run_chains"]
 

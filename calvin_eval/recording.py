@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from calvin_eval.files import write_atomic, write_json, write_text
 from calvin_eval.instructions import sentences
 from calvin_eval.scene_config import merged_config
 from calvin_eval.segments import Segment
+from calvin_eval.system.files import write_atomic, write_json, write_text
 from calvin_eval.tasks import TASKS
 
 EMBEDDING = 384

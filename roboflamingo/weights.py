@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.decoders import DECODERS, Decoder
 from roboflamingo.backbone.mpt import MOSAIC_NAMES
 
@@ -33,7 +34,7 @@ _HEAD_NAMES = {
 """Beginnings of the names of RoboFlamingo's LSTM head, and of ours."""
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """A file of weights cannot be read, or does not fit. The message names file and tensors."""
 
 

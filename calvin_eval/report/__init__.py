@@ -12,8 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
-from calvin_eval.files import write_text
 from calvin_eval.report import plots
+from calvin_eval.system.files import write_text
 
 
 def write_report(

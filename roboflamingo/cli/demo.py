@@ -16,8 +16,8 @@ from rich.console import Console
 from calvin_eval.collect import CollectSettings, collect
 from calvin_eval.demonstrations import EpisodeSettings
 from calvin_eval.evaluate import EvaluateSettings
-from calvin_eval.files import write_json, write_text
 from calvin_eval.report import print_table, write_report
+from calvin_eval.system.files import write_json, write_text
 from roboflamingo.cli import evaluate as evaluate_verb
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
 from roboflamingo.cli.policies import open_policy

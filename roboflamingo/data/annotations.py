@@ -13,8 +13,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from calvin_eval.system.errors import UserError
 
-class DataError(ValueError):
+
+class DataError(UserError):
     """A file of a data set is missing, broken or not what CALVIN's format says. The message names it."""
 
 

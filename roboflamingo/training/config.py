@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from calvin_eval.system.errors import UserError
 from roboflamingo.policy import PolicyConfig
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """Values that contradict each other or the run they are to continue. The message says which."""
 
 

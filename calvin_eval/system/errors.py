@@ -1,0 +1,10 @@
+"""What a user can put right, kept apart from faults of this project."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something that the user can put right. The message names file, key or value, and says what to do.
+
+    The command line shows the message alone; any other exception is a fault of ours and shows its traceback.
+    """
