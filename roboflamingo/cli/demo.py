@@ -13,18 +13,23 @@ from typing import Any, Literal
 import yaml
 from rich.console import Console
 
-from calvin_eval.collect import CollectSettings, collect
+from calvin_eval.collect import SPLITS, CollectSettings, collect
 from calvin_eval.demonstrations import EpisodeSettings
 from calvin_eval.evaluate import EvaluateSettings
+from calvin_eval.recording import Recorder
 from calvin_eval.report import print_table, write_report
-from calvin_eval.system.files import write_json, write_text
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.files import read_lines, write_json, write_text
+from calvin_eval.system.locks import folder_lock
+from calvin_eval.system.machine import cores, matmul_gflops, processor
 from roboflamingo.cli import evaluate as evaluate_verb
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
+from roboflamingo.cli.estimate import estimate, measure
 from roboflamingo.cli.policies import open_policy
 from roboflamingo.data.annotations import DataError
 from roboflamingo.policy import PolicyConfig
 from roboflamingo.training.config import ConfigError, DataConfig, OptimizerConfig, TrainConfig
-from roboflamingo.training.train import TrainingStopped, train
+from roboflamingo.training.train import TrainingStopped, computes_in_bf16, train
 
 EXAMPLES = """
 roboflamingo demo --config configs/demo_short.yaml
@@ -38,11 +43,16 @@ class Round:
 
     Attributes:
         episodes: demonstrations to collect.
-        minutes: of training.
+        steps: optimizer steps to train for.
     """
 
     episodes: int
-    minutes: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise UserError(f"rounds: {name} is {value}; it must be at least 1")
 
 
 @dataclass
@@ -72,7 +82,7 @@ class DemoConfig:
 
     run: str = "runs/demo"
     scene: Literal["A", "B", "C", "D"] = "D"
-    rounds: list[Round] = field(default_factory=lambda: [Round(800, 14.0)])
+    rounds: list[Round] = field(default_factory=lambda: [Round(900, 6700)])
     tasks_in_a_row: int = 3
     max_steps: int = 100
     validation_episodes: int = 30
@@ -90,7 +100,7 @@ class DemoConfig:
 
     def __post_init__(self) -> None:
         if not self.rounds:
-            raise ValueError("rounds is empty; give at least one, with its episodes and minutes")
+            raise UserError("rounds is empty; give at least one, as {episodes: 900, steps: 6700}")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -105,92 +115,170 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
-    """The loop: rounds of collecting and training, then evaluation and report. Finished parts are not repeated."""
-    console, started = Console(), time.time()
+    """The loop: rounds of collecting and training, then evaluation and report. Finished parts are not repeated.
+
+    Raises:
+        UserError: another process works in the run's folder, or it holds a demo with other settings.
+    """
     folder = Path(config.run)
-    write_text(folder / "config.yaml", yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False))
+    with folder_lock(folder, "roboflamingo demo"):
+        console, started = Console(), time.time()
+        expected = _say_how_long(config, console)
+        policy = _rounds(config, console)
+        console.rule("evaluation")
+        evaluations = _evaluate(config, policy)
+        results = {
+            "closed_loop": evaluations["closed loop"],
+            "open_loop": evaluations["open loop"],
+            "execute": {str(r["execute"]): r["avg_seq_len"] for r in evaluations.values()},
+        }
+        write_json(folder / "results.json", results)
+        report = _report(config, policy, evaluations)
+        print_table(evaluations, console)
+        minutes = (time.time() - started) / 60
+        console.print(
+            f"report: {report.resolve()}  ({minutes:.1f} minutes in this session, {expected:.0f} were expected)",
+            soft_wrap=True,
+        )
+        return results
+
+
+def _say_how_long(config: DemoConfig, console: Console) -> float:
+    """Prints, and returns, the minutes that what is left of the demo will take here."""
+    episodes, steps, horizons = _left(config)
+    if not (episodes or steps or horizons):
+        return 0.0
+    console.print(f"{processor()}: {matmul_gflops():.0f} GFLOP/s in fp32 matrix products", highlight=False)
+    in_bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_in_bf16("auto"))
+    with console.status("timing a little of each part"):
+        speeds = measure(
+            config.scene, _episode(config), config.policy, config.optimizer, config.batch_size, in_bf16=in_bf16
+        )
+    expected = estimate(speeds, episodes, steps, config.chains, horizons, config.workers or cores())
+    console.print(f"This will take {expected}. Stopped or killed, the same command continues it.", highlight=False)
+    return expected.minutes
+
+
+def _left(config: DemoConfig) -> tuple[int, int, list[int]]:
+    """Episodes, optimizer steps and values of E that an earlier session has not finished."""
+    episodes, steps = 0, 0
+    for number, each in enumerate(config.rounds):
+        settings = _collection(config, number)
+        if not all(Recorder(_data(config, number) / split, config.scene).finished for split in SPLITS):
+            episodes += settings.episodes + settings.validation_episodes
+        made = [line["step"] for line in read_lines(_training_run(config, number) / "metrics.jsonl")]
+        steps += max(0, each.steps - max(made, default=0))
+    horizons = [e for label, e in _horizons(config).items() if not (_chains(config, label) / "results.json").is_file()]
+    return episodes, steps, horizons
+
+
+def _rounds(config: DemoConfig, console: Console) -> Path:
+    """Collects and trains, round by round; returns the last round's policy."""
     data: dict[str, float] = {}
     policy: Path | None = None
-    for number, step in enumerate(config.rounds):
+    for number, each in enumerate(config.rounds):
         console.rule(f"round {number + 1}: demonstrations")
-        data[str(_collect(config, number, step, policy))] = 1.0
-        console.rule(f"round {number + 1}: training for {step.minutes:g} minutes")
-        policy = train(_training(config, number, step, data, policy), console=console)
+        data[str(_collect(config, number, policy))] = 1.0
+        if number == 0:  # another demo's folder has been refused by now
+            text = yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False)
+            write_text(Path(config.run) / "config.yaml", text)
+        console.rule(f"round {number + 1}: training for {each.steps} steps")
+        policy = train(_training(config, number, data, policy), console=console)
     assert policy is not None
-    console.rule("evaluation")
-    evaluations = _evaluate(config, policy)
-    results = {
-        "closed_loop": evaluations["closed loop"],
-        "open_loop": evaluations["open loop"],
-        "execute": {str(r["execute"]): r["avg_seq_len"] for r in evaluations.values()},
-    }
-    write_json(folder / "results.json", results)
-    report = folder / "report.html"
+    return policy
+
+
+def _report(config: DemoConfig, policy: Path, evaluations: dict[str, Any]) -> Path:
+    """Writes the page and says where it is."""
+    folder = Path(config.run)
+    path = folder / "report.html"
     write_report(
-        report,
+        path,
         f"A policy trained on this machine, scene {config.scene}",
         evaluations,
-        metrics=_all_metrics(folder, len(config.rounds)),
+        metrics=_all_metrics(config),
         recipe=(policy.parent / "config.yaml").read_text(),
-        videos=sorted((folder / "closed_loop" / "videos").glob("*.mp4")),
+        videos=sorted((_chains(config, "closed loop") / "videos").glob("*.mp4")),
         notes=[
             "Play table and demonstrators are this project's own; do not compare with numbers from CALVIN's data.",
             f"Actions are kept within {config.leash} m of the arm (target leash), in training data and here.",
         ],
     )
-    print_table(evaluations, console)
-    minutes = (time.time() - started) / 60
-    console.print(f"report: {report.resolve()}  ({minutes:.1f} minutes in this session)", soft_wrap=True)
-    return results
+    return path
 
 
-def _collect(config: DemoConfig, number: int, step: Round, policy: Path | None) -> Path:
-    """The data set of a round; after the first, the policy acts first."""
-    settings = CollectSettings(
+def _data(config: DemoConfig, number: int) -> Path:
+    """The data set of a round."""
+    return Path(config.run) / "data" / f"round{number + 1}" / _collection(config, number).name
+
+
+def _training_run(config: DemoConfig, number: int) -> Path:
+    """The training of a round."""
+    return Path(config.run) / f"train{number + 1}"
+
+
+def _chains(config: DemoConfig, label: str) -> Path:
+    """The evaluation of that label."""
+    return Path(config.run) / label.replace(" ", "_").replace("_=_", "")
+
+
+def _episode(config: DemoConfig) -> EpisodeSettings:
+    return EpisodeSettings(tasks=config.tasks_in_a_row, max_steps=config.max_steps, leash=config.leash)
+
+
+def _collection(config: DemoConfig, number: int) -> CollectSettings:
+    """What a round collects."""
+    return CollectSettings(
         scenes=config.scene,
         validation_scene=config.scene,
-        episodes=step.episodes,
+        episodes=config.rounds[number].episodes,
         validation_episodes=config.validation_episodes if number == 0 else 2,
         seed=config.seed + number,
-        episode=EpisodeSettings(tasks=config.tasks_in_a_row, max_steps=config.max_steps, leash=config.leash),
+        episode=_episode(config),
     )
+
+
+def _collect(config: DemoConfig, number: int, policy: Path | None) -> Path:
+    """The data set of a round; after the first, the policy acts first."""
     maker = None if policy is None else partial(open_policy, str(policy), 4)
-    return collect(
-        Path(config.run) / "data" / f"round{number + 1}", settings, workers=config.workers, make_policy=maker
-    )
+    return collect(_data(config, number).parent, _collection(config, number), workers=config.workers, make_policy=maker)
 
 
-def _training(config: DemoConfig, number: int, step: Round, data: dict[str, float], policy: Path | None) -> TrainConfig:
+def _training(config: DemoConfig, number: int, data: dict[str, float], policy: Path | None) -> TrainConfig:
     """The training of a round: from scratch at first, then on from the last round's policy."""
+    steps = config.rounds[number].steps
     optimizer = config.optimizer if number == 0 else replace(config.optimizer, warmup_steps=50)
     return TrainConfig(
-        run=str(Path(config.run) / f"train{number + 1}"),
+        run=str(_training_run(config, number)),
         data=DataConfig(folders=dict(data)),
         policy=config.policy,
         optimizer=optimizer,
         start_from=None if policy is None else str(policy),
-        max_minutes=step.minutes,
+        max_steps=steps,
         batch_size=config.batch_size,
         precision=config.precision,
         seed=config.seed + number,
         devices=config.devices,
         accelerator="auto",
-        validate_every_minutes=max(0.5, step.minutes / 8),
+        validate_every_steps=max(1, steps // 8),
         save_every_minutes=1.0,
     )
 
 
-def _evaluate(config: DemoConfig, policy: Path) -> dict[str, Any]:
-    """Results by label: closed loop, open loop, and what lies between."""
+def _horizons(config: DemoConfig) -> dict[str, int]:
+    """E of every evaluation, by label: closed loop, open loop, and what lies between."""
     chunk = config.policy.chunk
-    wanted = {"closed loop": 1, "open loop": chunk}
-    wanted |= {f"E = {execute}": execute for execute in config.execute if execute not in (1, chunk)}
-    evaluations = {}
-    for label, execute in wanted.items():
-        evaluations[label] = evaluate_verb.run(
+    between = {f"E = {execute}": execute for execute in config.execute if execute not in (1, chunk)}
+    return {"closed loop": 1, "open loop": chunk} | between
+
+
+def _evaluate(config: DemoConfig, policy: Path) -> dict[str, Any]:
+    """Results by label."""
+    return {
+        label: evaluate_verb.run(
             evaluate_verb.EvaluateConfig(
                 policy=str(policy),
-                out=str(Path(config.run) / label.replace(" ", "_").replace("_=_", "")),
+                out=str(_chains(config, label)),
                 scene=config.scene,
                 settings=EvaluateSettings(
                     chains=config.chains,
@@ -203,18 +291,19 @@ def _evaluate(config: DemoConfig, policy: Path) -> dict[str, Any]:
             ),
             label,
         )
-    return evaluations
+        for label, execute in _horizons(config).items()
+    }
 
 
-def _all_metrics(folder: Path, rounds: int) -> Path:
+def _all_metrics(config: DemoConfig) -> Path:
     """One metrics.jsonl of all rounds, their times added up."""
-    if rounds == 1:
-        return folder / "train1" / "metrics.jsonl"
+    runs = [_training_run(config, number) / "metrics.jsonl" for number in range(len(config.rounds))]
+    if len(runs) == 1:
+        return runs[0]
     lines, before = [], 0.0
-    for number in range(rounds):
-        part = [json.loads(line) for line in (folder / f"train{number + 1}" / "metrics.jsonl").read_text().splitlines()]
-        lines += [{**line, "elapsed_s": line["elapsed_s"] + before} for line in part]
+    for run in runs:
+        lines += [{**line, "elapsed_s": line["elapsed_s"] + before} for line in read_lines(run)]
         before = lines[-1]["elapsed_s"] if lines else before
-    path = folder / "metrics.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = Path(config.run) / "metrics.jsonl"
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
     return path

@@ -1,0 +1,198 @@
+"""How long the demo will take on this machine: a little of each of its parts is done and timed.
+
+Episodes are demonstrated and recorded, training steps are made on random pictures, and an untrained policy acts. What
+the parts of the demo then need is counted, not guessed, but for the length of chains, which depends on how good the
+policy becomes: a chain is taken to have as many steps as the short demo's had.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from calvin_eval.demonstrations import EpisodeSettings, demonstrate_episode
+from calvin_eval.protocol import Observation
+from calvin_eval.recording import Recorder
+from calvin_eval.tasks import TASKS
+from calvin_eval.world.playtable import PlayTable
+from roboflamingo.control import PolicyController
+from roboflamingo.making import make_policy
+from roboflamingo.policy import PolicyConfig, RoboFlamingo
+from roboflamingo.training.config import OptimizerConfig
+
+EPISODES = 6
+TRAINING_STEPS = 12
+ACTS = 6
+STEPS_A_CHAIN = 480
+"""Control steps of a chain, failures at the step budget included."""
+START_S = 12.0
+"""Seconds that a part takes before its first result: processes, imports, worlds."""
+PACK_SHARE = 0.12
+"""Time of packing an episode's frames, as a share of the time of demonstrating and recording them."""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What one core does here.
+
+    Attributes:
+        episode_s: seconds to demonstrate and record an episode.
+        world_step_s: seconds of a control step with both cameras.
+        act_s: seconds in which the policy acts once for one episode of a batch.
+        training_step_s: seconds of an optimizer step, on all cores.
+    """
+
+    episode_s: float
+    world_step_s: float
+    act_s: float
+    training_step_s: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Minutes of each part."""
+
+    collecting: float
+    training: float
+    evaluating: float
+
+    @property
+    def minutes(self) -> float:
+        """All together."""
+        return self.collecting + self.training + self.evaluating
+
+    def __str__(self) -> str:
+        return (
+            f"about {max(1, round(self.minutes))} minutes: {self.collecting:.0f} of demonstrations, "
+            f"{self.training:.0f} of training, {self.evaluating:.0f} of evaluation"
+        )
+
+
+def estimate(speeds: Speeds, episodes: int, steps: int, chains: int, horizons: list[int], workers: int) -> Estimate:
+    """Minutes of a demo.
+
+    Args:
+        speeds: of this machine.
+        episodes: to collect.
+        steps: optimizer steps.
+        chains: of every evaluation.
+        horizons: E of every evaluation.
+        workers: processes that collect and evaluate.
+    """
+    control_step_s = [speeds.world_step_s + speeds.act_s / execute for execute in horizons]
+    collecting = START_S + episodes * speeds.episode_s * (1 + PACK_SHARE) / workers if episodes else 0.0
+    training = START_S + steps * speeds.training_step_s if steps else 0.0
+    evaluating = sum(START_S + chains * STEPS_A_CHAIN * each / workers for each in control_step_s)
+    return Estimate(collecting / 60, training / 60, evaluating / 60)
+
+
+def measure(
+    scene: str,
+    episode: EpisodeSettings,
+    policy: PolicyConfig,
+    optimizer: OptimizerConfig,
+    batch: int,
+    *,
+    in_bf16: bool,
+) -> Speeds:
+    """Times a little of each part; takes some ten seconds.
+
+    Args:
+        scene: where it all happens.
+        episode: how demonstrations run.
+        policy: what is trained.
+        optimizer: how it is trained.
+        batch: windows of a training step.
+        in_bf16: whether it computes in bf16.
+    """
+    episode_s, world_step_s = _demonstrations(scene, episode)
+    made = make_policy(policy.with_words(["pick up the red block"]))
+    return Speeds(episode_s, world_step_s, _acting(made), _training(made, optimizer, batch, in_bf16))
+
+
+def _demonstrations(scene: str, settings: EpisodeSettings) -> tuple[float, float]:
+    """Seconds of an episode with its recording, and of a control step."""
+    tasks = list(TASKS)
+    with PlayTable(scene) as world, tempfile.TemporaryDirectory() as folder:
+        recorder = Recorder(Path(folder), scene)
+        started = 0.0
+        for number in range(EPISODES + 1):  # the first one pays for what is made once
+            if number == 1:
+                started = time.perf_counter()
+            segments = demonstrate_episode(world, tasks[number * 5], settings, np.random.default_rng([0, number]))
+            recorder.write(number, scene, segments)
+        episode_s = (time.perf_counter() - started) / EPISODES
+        world.reset()
+        started = time.perf_counter()
+        for _ in range(100):
+            world.step(np.array([0.1, 0, 0, 0, 0, 0, 1.0]))
+        return episode_s, (time.perf_counter() - started) / 100
+
+
+def _training(policy: RoboFlamingo, optimizer: OptimizerConfig, batch: int, in_bf16: bool) -> float:
+    """Seconds of an optimizer step on random pictures: the median."""
+    windows = _windows(policy.config, batch)
+    weights = torch.optim.AdamW(policy.parameters(), lr=optimizer.learning_rate, fused=True)
+    policy.train()
+    seconds = []
+    for _ in range(TRAINING_STEPS):
+        started = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
+            loss = policy.loss(windows)["loss"]
+        loss.backward()
+        weights.step()
+        weights.zero_grad()
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds))
+
+
+def _windows(config: PolicyConfig, batch: int) -> dict[str, object]:
+    """A batch of noise (see `RoboFlamingo.loss`)."""
+    shape, random = (batch, config.window), torch.Generator().manual_seed(0)
+
+    def pictures(size: int) -> torch.Tensor:
+        return torch.randint(0, 256, (*shape, size, size, 3), dtype=torch.uint8, generator=random)
+
+    return {
+        "rgb_static": pictures(config.static_size),
+        "rgb_gripper": pictures(config.gripper_size),
+        "robot_obs": torch.rand(*shape, 15, generator=random),
+        "scene_obs": torch.rand(*shape, 24, generator=random),
+        "actions": torch.rand(*shape, config.chunk, 7, generator=random).sub(0.5).sign(),
+        "action_mask": torch.ones(*shape, config.chunk, dtype=torch.bool),
+        "frame_mask": torch.ones(*shape, dtype=torch.bool),
+        "instruction": ["pick up the red block"] * batch,
+    }
+
+
+def _acting(policy: RoboFlamingo) -> float:
+    """Seconds in which one core acts for one of eight episodes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        controller = PolicyController(policy)
+        seen = list(_observations(8))
+        memories = [controller.start("pick up the red block") for _ in seen]
+        _, memories = controller.act(seen, memories)
+        started = time.perf_counter()
+        for _ in range(ACTS):
+            _, memories = controller.act(seen, memories)
+        return (time.perf_counter() - started) / (ACTS * len(seen))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _observations(count: int) -> Iterator[Observation]:
+    random = np.random.default_rng(0)
+    for _ in range(count):
+        yield Observation(
+            random.integers(0, 256, (200, 200, 3), np.uint8),
+            random.integers(0, 256, (84, 84, 3), np.uint8),
+            random.normal(size=15),
+        )
