@@ -51,6 +51,9 @@ class PandaRenderer:
     def __init__(self, world: PlayTable, sizes: cameras.CameraSizes) -> None:
         self._world = world
         self._root = core.NodePath("root")
+        # In the order in which they were added: Panda3D's own order goes by addresses in memory, and where two faces
+        # are equally far it decides the pixel.
+        self._root.set_bin("unsorted", 0)
         self._engine = core.GraphicsEngine()
         pipe = core.GraphicsPipeSelection.get_global_ptr().make_module_pipe("p3tinydisplay")
         if pipe is None:
@@ -114,8 +117,9 @@ class PandaRenderer:
         ambient = core.AmbientLight("ambient")
         ambient.set_color((*panda_nodes.AMBIENT, 1))
         self._root.set_light(self._root.attach_new_node(ambient))
-        for name, (strength, direction) in panda_nodes.DIRECTIONAL.items():
+        for number, (name, (strength, direction)) in enumerate(panda_nodes.DIRECTIONAL.items()):
             light = core.DirectionalLight(name)
+            light.set_priority(number)  # or else the order of addition, and with it the rounding, goes by addresses
             light.set_color((strength, strength, strength, 1))
             node = self._root.attach_new_node(light)
             node.look_at(core.LPoint3(*direction))
