@@ -1,23 +1,24 @@
 """Evaluates a policy on CALVIN's chains: in several processes, resumable, with intervals (CALVIN SPEC 1.11).
 
 Several environments in a process share each forward pass of the policy, and several processes share the
-chains. Every finished chain is on the disk at once; a killed evaluation goes on with the missing ones. Which
-process runs which chain changes nothing, as long as the policy is deterministic.
+chains. Every finished chain is on the disk at once; a killed evaluation goes on with the missing ones.
+
+Which process runs which chain, and with which others, changes nothing as long as a policy's actions for one
+episode do not depend on the episodes beside it. The scripted expert's never do. A learned policy's do not on a CPU
+as long as its passes always have the same number of rows (see `roboflamingo.control`); another `batch` is another
+number of rows, so its last digits differ and now and then a chain does. `batch` is therefore part of what was
+evaluated, and results name it. On a GPU, equal results are likely and not promised.
 
 What an evaluation leaves: `settings.json`, `environment.json`, `chains.jsonl` (a line per finished chain),
-`results.json`, and `videos/` if films were wanted.
+`results.json`, and `videos/` if films were wanted; see `evaluation_folder`.
 """
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import queue
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +30,30 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from calvin_eval.evaluation_folder import EPOCH, EvaluationFolder, read_results
 from calvin_eval.leash import TargetLeash
 from calvin_eval.metrics import ChainResult, summarize
 from calvin_eval.protocol import Env, Policy
 from calvin_eval.rollout import EvaluateSettings, run_chains
-from calvin_eval.system.files import write_json, write_text
-from calvin_eval.system.provenance import provenance
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.locks import folder_lock
+from calvin_eval.system.machine import cores
+from calvin_eval.system.processes import run_workers
+from calvin_eval.system.provenance import code_version
 
-__all__ = ["ChainResult", "EvaluateSettings", "MakeEnv", "MakePolicy", "evaluate", "run_chains"]
+__all__ = [
+    "EPOCH",
+    "ChainResult",
+    "EvaluateSettings",
+    "MakeEnv",
+    "MakePolicy",
+    "evaluate",
+    "read_results",
+    "run_chains",
+]
 
 MakeEnv = Callable[[], Env]
 MakePolicy = Callable[[], Policy]
-
-EPOCH = "0"
-"""CALVIN files results under the number of a training epoch; a policy of ours has one."""
-EXTENSIBLE = ("chains", "videos", "seed")
-"""Settings that may differ when an evaluation goes on: finished chains stay valid."""
 
 
 def evaluate(
@@ -57,57 +66,111 @@ def evaluate(
     batch: int = 8,
     label: str = "Evaluating",
     about: dict[str, Any] | None = None,
+    fresh: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a policy and writes `out/results.json`.
+
+    Finished chains in the folder count if they are of the same thing: if `about` (but for the path "policy"),
+    settings, batch and the benchmark's code are what they were. Films that are missing of finished chains are made by
+    running those chains again.
 
     Args:
         make_env: makes an environment, in a worker process; picklable.
         make_policy: makes the policy, in a worker process; picklable.
-        out: folder for results, finished chains and videos.
+        out: folder for results, finished chains and videos. One evaluation at a time writes to it.
         settings: how chains are run.
         workers: processes; one per core by default.
         batch: most environments of a process, which share a forward pass.
         label: of the progress bar.
-        about: further facts for results.json, such as the checkpoint; JSON values.
+        about: what is evaluated; JSON values. For a policy of files its fingerprint belongs here
+            (`system.provenance.fingerprint`), so that other weights under the same name are another policy, and
+            "renderer".
+        fresh: removes an evaluation of something else that the folder holds, instead of refusing.
 
     Returns:
         What results.json holds: CALVIN's `avg_seq_len`, `chain_sr` and `task_info`, and ours beside them.
 
     Raises:
-        ValueError: the folder holds an evaluation with other settings, or of another environment.
-        RuntimeError: a worker process failed; chains finished by then are kept.
+        UserError: the folder holds an evaluation of something else, or another process writes to it; films are
+            wanted without a renderer; or what `make_env`, `make_policy` and the policy raise.
+        WorkerError: a worker process failed or was killed; chains finished by then are kept.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    facts = {"settings": asdict(settings), **(about or {})}
-    _claim(out / "settings.json", facts)
-    done = _read(out / "chains.jsonl")
-    missing = [index for index in range(settings.chains) if index not in done]
-    if missing:
-        job = _Job(make_env, make_policy, settings, out, missing)
-        results = _run(job, workers or os.cpu_count() or 1, batch)
-        before = [result for index, result in done.items() if index < settings.chains]
-        for result in _show(results, before, len(missing), label):
-            _append(out / "chains.jsonl", result)
-            done[result.index] = result
-    summary = {
-        **summarize([done[index] for index in range(settings.chains)], settings.seed),
-        **facts,
-        **json.loads((out / "environment.json").read_text()),
-        "made_with": provenance(),
-    }
-    write_json(out / "results.json", {EPOCH: summary})
+    facts = {"settings": asdict(settings), **(about or {}), "batch": batch, "code": code_version()}
+    _check(facts, workers)
+    with folder_lock(out, "roboflamingo evaluate"):
+        folder = EvaluationFolder(out, facts)
+        done = _finished(folder, fresh)
+        wanted = [index for index in range(settings.chains) if index not in done or _lacks_film(folder, index)]
+        if wanted:
+            job = _Job(make_env, make_policy, settings, folder.videos, batch)
+            before = [result for index, result in done.items() if index < settings.chains and index not in wanted]
+            with closing(_run(job, wanted, workers or cores(), folder, bool(done))) as results:
+                for result in _show(results, before, len(wanted), label):
+                    _keep(folder, result, done)
+        summary = {
+            **summarize([done[index] for index in range(settings.chains)], settings.seed),
+            **facts,
+            **folder.environment(),
+            "made_with": folder.sessions[-1],
+            "earlier_sessions": folder.sessions[:-1],
+        }
+        folder.write_results(summary)
     return summary
+
+
+def _check(facts: dict[str, Any], workers: int | None) -> None:
+    """What can be known to be wrong before anything is started."""
+    if facts["batch"] < 1 or (workers is not None and workers < 1):
+        raise UserError(f"batch and workers must be at least 1, not {facts['batch']} and {workers}")
+    if facts["settings"]["videos"] and facts.get("renderer") == "none":
+        raise UserError("films need images: choose a renderer other than none, or set settings.videos to 0")
+
+
+def _finished(folder: EvaluationFolder, fresh: bool) -> dict[int, ChainResult]:
+    """The chains that are there and count."""
+    try:
+        return folder.read()
+    except UserError:
+        if not fresh:
+            raise
+        folder.clear()
+        return {}
+
+
+def _lacks_film(folder: EvaluationFolder, index: int) -> bool:
+    return index < folder.facts["settings"]["videos"] and not folder.film(index).is_file()
+
+
+def _keep(folder: EvaluationFolder, result: ChainResult, done: dict[int, ChainResult]) -> None:
+    """Writes a chain down. One that was run again for its film counts as filmed."""
+    before = done.get(result.index)
+    if before is None:
+        folder.add(result)
+    elif before != result:
+        warnings.warn(
+            f"chain {result.index} was run again for its film and went differently: {result.solved} tasks solved "
+            f"instead of {before.solved}, steps {result.steps} instead of {before.steps}. The results now hold what "
+            "the film shows",
+            stacklevel=2,
+        )
+        folder.replace(result, done)
+    done[result.index] = result
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What a worker process is sent."""
+    """What a worker process is sent.
+
+    Attributes:
+        batch: environments of a process.
+        videos: folder for films.
+    """
 
     make_env: MakeEnv
     make_policy: MakePolicy
     settings: EvaluateSettings
-    out: Path
-    missing: list[int]
+    videos: Path
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -118,88 +181,56 @@ class _Environment:
     renderer: str
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """A worker's exception, as text."""
-
-    text: str
-
-
-def _run(job: _Job, workers: int, batch: int) -> Iterator[ChainResult]:
-    """Runs the missing chains on several processes, which take them one by one."""
-    workers = min(workers, len(job.missing))
-    batch = min(batch, -(-len(job.missing) // workers))
-    context = multiprocessing.get_context("spawn")
-    taken, messages = context.Value("i", 0), context.Queue()
-    processes = [context.Process(target=_work, args=(job, batch, taken, messages), daemon=True) for _ in range(workers)]
-    for process in processes:
-        process.start()
-    try:
-        count = 0
-        while count < len(job.missing):
-            message = _next_message(processes, messages)
-            if isinstance(message, _Failure):
-                raise RuntimeError(f"a worker process failed; run again to go on\n{message.text}")
+def _run(
+    job: _Job, wanted: Sequence[int], workers: int, folder: EvaluationFolder, done: bool
+) -> Generator[ChainResult, None, None]:
+    """Runs chains on several processes, which take them one by one."""
+    workers = min(workers, len(wanted))
+    environments = min(job.batch, -(-len(wanted) // workers))
+    messages = run_workers(
+        _work,
+        [(job, environments)] * workers,
+        _Numbers(wanted, workers),
+        environment={"OMP_NUM_THREADS": "1"},  # a process, a core; torch reads it when it is first imported
+    )
+    with closing(messages):
+        for message in messages:
             if isinstance(message, _Environment):
-                _claim(job.out / "environment.json", asdict(message))
-                continue
-            count += 1
-            yield message
-        for process in processes:
-            process.join()
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
+                folder.claim_environment(asdict(message), done)
+            else:
+                yield message
 
 
-def _next_message(processes: Sequence[BaseProcess], messages: Any) -> Any:
-    """What comes next from the workers.
+class _Numbers:
+    """Gives workers the numbers of chains, from which each takes the next as soon as it can."""
 
-    Raises:
-        RuntimeError: nothing will, since one was killed.
-    """
-    while True:
-        exit_codes = [process.exitcode for process in processes]
-        try:
-            return messages.get(timeout=1.0)
-        except queue.Empty:
-            if any(exit_codes) or None not in exit_codes:
-                raise RuntimeError(
-                    f"a worker process ended early (exit codes {exit_codes}; -9: killed, perhaps for memory: "
-                    "try fewer workers or a smaller batch); run again to go on"
-                ) from None
+    def __init__(self, numbers: Sequence[int], workers: int) -> None:
+        self._numbers, self._workers = numbers, workers
+
+    def start(self, inbox: Any) -> None:
+        for number in self._numbers:
+            inbox.put(number)
+        for _ in range(self._workers):
+            inbox.put(None)
+
+    def next(self, inbox: Any) -> None:
+        """Nothing: all are there already."""
 
 
-def _work(job: _Job, batch: int, taken: Any, messages: Any) -> None:
+def _work(inbox: Any, job: _Job, environments: int) -> Iterator[ChainResult | _Environment]:
     """A worker process: makes the policy and environments, then runs chains until none is left."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # a process, a core; torch reads it when it is first imported
+    policy = job.make_policy()
     envs: list[Env] = []
     try:
-        policy = job.make_policy()
-        for _ in range(batch):
+        for _ in range(environments):
             envs.append(job.make_env())
-        messages.put(_Environment(envs[0].scene, envs[0].renderer))
+        yield _Environment(envs[0].scene, envs[0].renderer)
         leash = job.settings.leash
         leashed = envs if leash is None else [TargetLeash(env, leash) for env in envs]
-        for result in run_chains(policy, leashed, _take(job.missing, taken), job.settings, job.out / "videos"):
-            messages.put(result)
-    except Exception:
-        messages.put(_Failure(traceback.format_exc()))
+        yield from run_chains(policy, leashed, iter(inbox.get, None), job.settings, job.videos)
     finally:
         for env in envs:
             env.close()
-
-
-def _take(missing: Sequence[int], taken: Any) -> Iterator[int]:
-    """Chains that no other worker has; none once the evaluation itself is gone."""
-    parent = multiprocessing.parent_process()
-    while parent is None or parent.is_alive():
-        with taken.get_lock():
-            position, taken.value = taken.value, taken.value + 1
-        if position >= len(missing):
-            return
-        yield missing[position]
 
 
 def _show(
@@ -224,53 +255,3 @@ def _rates(results: Sequence[ChainResult]) -> str:
     lengths = [result.solved for result in results]
     rates = " ".join(f"{100 * sum(n >= k for n in lengths) / len(lengths):.0f}" for k in range(1, 6))
     return f"SR {rates} % length {sum(lengths) / len(lengths):.2f}"
-
-
-def _claim(path: Path, facts: dict[str, Any]) -> None:
-    """Writes down how a folder was evaluated, or makes sure that it was evaluated alike."""
-    mine = json.loads(json.dumps(facts))
-    if path.exists():
-        before, now = _flat(json.loads(path.read_text())), _flat(mine)
-        different = [
-            f"{key} {before.get(key)} (now {now.get(key)})"
-            for key in {**before, **now}
-            if before.get(key) != now.get(key)
-        ]
-        if different:
-            raise ValueError(
-                f"{path.parent} holds an evaluation with other {', '.join(different)}; see {path}. "
-                "Choose another folder, or remove this one to evaluate anew"
-            )
-    write_json(path, mine)
-
-
-def _flat(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts and settings side by side, without those that finished chains do not depend on."""
-    settings = facts.get("settings", {})
-    flat = {**facts, **{key: value for key, value in settings.items() if key not in EXTENSIBLE}}
-    flat.pop("settings", None)
-    return flat
-
-
-def _read(path: Path) -> dict[int, ChainResult]:
-    """Finished chains. A last line that a kill cut short is removed, so that others can follow."""
-    results: dict[int, ChainResult] = {}
-    if not path.exists():
-        return results
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(path, whole)
-    for line in whole.splitlines():
-        value = json.loads(line)
-        results[value["index"]] = ChainResult(
-            value["index"], tuple(value["tasks"]), value["solved"], tuple(value["steps"])
-        )
-    return results
-
-
-def _append(path: Path, result: ChainResult) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(result)) + "\n")
-        file.flush()
-        os.fsync(file.fileno())

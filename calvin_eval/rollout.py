@@ -6,6 +6,7 @@ control steps and is tested after every one of them; the first failure ends the 
 Non-obvious behaviours
     - A chunk ends early where the task is solved or out of time within it.
     - Images are rendered only where the policy looks next, or where the chain is filmed.
+    - What a policy returns is checked before anything moves: a policy is often somebody else's program.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from calvin_eval.chains import CHAINS, Chain, chains, initial_state
 from calvin_eval.instructions import SPLITS, sentences
 from calvin_eval.metrics import ChainResult
 from calvin_eval.protocol import ACTION_SIZE, Env, Info, Memory, Observation, Policy
+from calvin_eval.system.errors import UserError
 from calvin_eval.tasks import TASKS
 from calvin_eval.video import Clip
 
@@ -71,8 +73,8 @@ def run_chains(
         videos: folder for films.
 
     Raises:
-        ValueError: the policy returned something else than (B, K, 7) actions, or films are wanted of an
-            environment that renders nothing.
+        UserError: the policy returned something else than actions (B, K, 7) with K of at least 1, finite and with a
+            gripper entry of -1 or 1, and B memories; or films are wanted of an environment that renders nothing.
     """
     official, upcoming = chains(settings.chains), iter(indices)
     free, running = list(envs), list[_Rollout]()
@@ -83,11 +85,7 @@ def run_chains(
         if not running:
             return
         actions, memories = policy.act([r.observation for r in running], [r.memory for r in running])
-        if np.ndim(actions) != 3 or (len(actions), np.shape(actions)[2]) != (len(running), ACTION_SIZE):
-            raise ValueError(
-                f"the policy returned actions of shape {np.shape(actions)}; "
-                f"{len(running)} episodes need ({len(running)}, K, {ACTION_SIZE})"
-            )
+        _check_returned(actions, memories, len(running))
         for rollout, chunk, memory in zip(running, actions, memories, strict=True):
             rollout.memory = memory
             rollout.execute(chunk)
@@ -95,6 +93,26 @@ def run_chains(
                 yield rollout.finish()
         free += [rollout.env for rollout in running if rollout.over]
         running = [rollout for rollout in running if not rollout.over]
+
+
+def _check_returned(actions: np.ndarray, memories: Sequence[Memory], episodes: int) -> None:
+    """Refuses what a policy must not return, as an error of the policy."""
+    try:
+        values = np.asarray(actions, float)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the policy returned actions that are no array of numbers ({error}): mend its `act`") from None
+    shape = values.shape
+    if len(shape) != 3 or shape[0] != episodes or shape[1] < 1 or shape[2] != ACTION_SIZE:
+        raise UserError(
+            f"the policy returned actions of shape {shape}; "
+            f"{episodes} episodes need ({episodes}, K, {ACTION_SIZE}) with K of at least 1: mend its `act`"
+        )
+    if len(memories) != episodes:
+        raise UserError(f"the policy returned {len(memories)} memories for {episodes} episodes: mend its `act`")
+    if not np.isfinite(values).all():
+        raise UserError("the policy returned actions that are not finite: its weights or its `act` are broken")
+    if not np.isin(values[..., -1], (-1, 1)).all():
+        raise UserError("the policy returned gripper entries other than -1 (close) and 1 (open): mend its `act`")
 
 
 @dataclass
@@ -118,7 +136,10 @@ class _Rollout:
     def __post_init__(self) -> None:
         self.observation = self.env.reset(*initial_state(self.chain.condition, self.env.scene))
         if self.clip is not None and self.observation.rgb_static.size == 0:
-            raise ValueError(f"films are wanted, but the environment renders nothing ({self.env.renderer})")
+            raise UserError(
+                f"films are wanted, but the environment renders nothing ({self.env.renderer}); choose another "
+                "renderer, or set settings.videos to 0"
+            )
         self._begin_task()
 
     @property

@@ -16,6 +16,7 @@ from calvin_eval.evaluate import ChainResult, EvaluateSettings, run_chains
 from calvin_eval.experts import Expert
 from calvin_eval.instructions import sentences
 from calvin_eval.protocol import Memory, Observation
+from calvin_eval.system.errors import UserError
 from calvin_eval.world.playtable import PlayTable
 
 
@@ -133,13 +134,28 @@ def test_environments_share_forward_passes_and_take_the_next_chain_when_free(tmp
         world.close()
 
 
-def test_actions_of_another_shape_are_an_error_that_says_which(world: Watched, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        (np.zeros((1, 7)), r"shape \(1, 7\); 1 episodes need \(1, K, 7\)"),
+        (np.zeros((1, 0, 7)), r"shape \(1, 0, 7\); .* K of at least 1"),  # nothing to do, for ever
+        (np.zeros((2, 1, 7)), r"shape \(2, 1, 7\)"),
+        (np.zeros((1, 1, 6)), r"shape \(1, 1, 6\)"),
+        ([[[0.0] * 7, [0.0]]], "no array of numbers"),
+        (np.full((1, 1, 7), np.nan), "not finite"),
+        (np.zeros((1, 1, 7)), r"gripper entries other than -1 \(close\) and 1"),
+    ],
+)
+def test_actions_that_no_policy_may_return_are_its_error_before_anything_moves(
+    world: Watched, tmp_path: Path, actions: Any, message: str
+) -> None:
     class Wrong(Stubborn):
         def act(self, observations: Any, memories: Any) -> Any:
-            return np.zeros((1, 7)), memories
+            return actions, memories
 
-    with pytest.raises(ValueError, match=r"shape \(1, 7\); 1 episodes need \(1, K, 7\)"):
+    with pytest.raises(UserError, match=message):
         run(Wrong(), world, 1, tmp_path)
+    assert world.rendered == []
 
 
 @pytest.mark.parametrize(
@@ -175,5 +191,5 @@ def test_the_first_chains_are_filmed_with_both_cameras_at_real_speed(tmp_path: P
 
 
 def test_filming_needs_images(world: Watched, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="renders nothing"):
+    with pytest.raises(UserError, match=r"renders nothing.*choose another renderer, or set settings\.videos to 0"):
         run(Stubborn(), world, 1, tmp_path, videos=1)

@@ -20,6 +20,8 @@ from acting import BLIND, EXPERT, Stubborn
 from calvin_eval.evaluate import EvaluateSettings, evaluate
 from calvin_eval.experts import Expert
 from calvin_eval.protocol import Memory, Observation
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.processes import WorkerError
 from calvin_eval.world.playtable import PlayTable
 
 
@@ -59,6 +61,22 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return sorted(values, key=lambda value: value["index"])
 
 
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def ended(processes: list[int], within_s: float) -> bool:
+    """Whether processes end in so many seconds; what nobody has waited for yet counts as ended."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        states = [Path(f"/proc/{process}/stat") for process in processes]
+        if not any(state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z" for state in states):
+            return True
+        time.sleep(0.02)
+    return False
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation of six chains in one process, one at a time."""
@@ -95,8 +113,10 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(uninterrupted: Path, tmp
     chains_file = tmp_path / "chains.jsonl"
     while process.poll() is None and not (chains_file.exists() and chains_file.read_text().count("\n")):
         time.sleep(0.02)
+    workers = children(process.pid)
     process.kill()
     process.wait()
+    assert len(workers) >= 2 and ended(workers, within_s=1.0)
     finished = chains_file.read_text()
     assert 1 <= finished.count("\n") < 6
     chains_file.write_text(finished + '{"index": 5, "tas')  # a line that the kill cut short
@@ -117,20 +137,21 @@ def test_a_folder_with_other_settings_or_another_environment_is_refused(tmp_path
     idle = partial(Stubborn, 2)
     short = EvaluateSettings(chains=1, max_steps=2)
     evaluate(BLIND, idle, tmp_path, short, workers=1, about={"execute": 1})
-    with pytest.raises(ValueError, match=r"other execute 1 \(now 8\), max_steps 2 \(now 3\); see .*settings\.json"):
+    with pytest.raises(UserError, match=r"other execute 1 \(now 8\), max_steps 2 \(now 3\) \(see .*settings\.json"):
         evaluate(BLIND, idle, tmp_path, EvaluateSettings(chains=1, max_steps=3), about={"execute": 8})
     more = EvaluateSettings(chains=2, max_steps=2)
-    with pytest.raises(ValueError, match=r"other scene D \(now A\)"):
+    with pytest.raises(UserError, match=r"other scene D \(now A\)"):
         evaluate(partial(PlayTable, "A", renderer="none"), idle, tmp_path, more, about={"execute": 1})
 
 
 @pytest.mark.parametrize(
-    ("kill", "message"), [(False, "the camera fell off"), (True, r"ended early \(exit codes .*-9")]
+    ("kill", "error", "message"),
+    [(False, OSError, "^the camera fell off$"), (True, WorkerError, r"was killed \(exit code -9.*the same command")],
 )
 def test_a_worker_that_fails_or_dies_ends_the_evaluation_and_finished_chains_are_kept(
-    tmp_path: Path, kill: bool, message: str
+    tmp_path: Path, kill: bool, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(error, match=message):
         evaluate(BLIND, partial(Breaking, kill), tmp_path, EvaluateSettings(chains=3), workers=1, batch=1)
     kept = [line["index"] for line in lines(tmp_path)]
     assert kept == [0]

@@ -86,12 +86,13 @@ def append_line(path: Path, value: Any) -> None:
                 raise
 
 
-def read_lines(path: Path, *, mend: bool = False) -> list[Any]:
+def read_lines(path: Path, *, mend: bool = False, on_damage: Callable[[int, str], object] | None = None) -> list[Any]:
     """The values of a file that `append_line` made; a last line that a kill cut short is left out.
 
     Args:
         path: the file; none is as good as an empty one.
         mend: also cuts such a last line off, so that others can follow.
+        on_damage: told the number of another damaged line and what is wrong, where that is no error.
 
     Raises:
         UserError: another line is damaged. Names file and line.
@@ -107,7 +108,9 @@ def read_lines(path: Path, *, mend: bool = False) -> list[Any]:
         try:
             values.append(json.loads(line))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(f"{path}, line {number} is damaged ({error}); remove the line") from None
+            if on_damage is None:
+                raise UserError(f"{path}, line {number} is damaged ({error}); remove the line") from None
+            on_damage(number, str(error))
     return values
 
 

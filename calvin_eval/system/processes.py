@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -159,7 +159,7 @@ def run_workers(
     feed: Any = None,
     *,
     environment: dict[str, str] | None = None,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Runs `work(inbox, *arguments[i])` in one process for each i and yields what they all yield, as it comes.
 
     Args:

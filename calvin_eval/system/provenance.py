@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from calvin_eval.system.machine import processor
@@ -71,14 +72,19 @@ def fingerprint(path: Path, on_bytes: Callable[[int], object] = lambda count: No
     return digest.hexdigest()
 
 
-@lru_cache(maxsize=1)
-def code_version() -> str:
-    """Fingerprint of this package's own code and data: results of another version are not mixed with those of this."""
-    package = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for file in sorted(package.rglob("*")):
+@lru_cache
+def code_version(package: str = "calvin_eval") -> str:
+    """Fingerprint of a package's code and data: results of another version are not mixed with those of this.
+
+    Args:
+        package: its name, calvin_eval or roboflamingo; it is found, not imported.
+    """
+    found = find_spec(package)
+    assert found is not None and found.origin is not None
+    folder, digest = Path(found.origin).parent, hashlib.sha256()
+    for file in sorted(folder.rglob("*")):
         if file.suffix in (".py", ".yaml", ".txt"):
-            digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 
 

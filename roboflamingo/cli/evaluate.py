@@ -11,7 +11,7 @@ from typing import Literal
 from calvin_eval.evaluate import EvaluateSettings, evaluate
 from calvin_eval.report import print_table
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
-from roboflamingo.cli.policies import EXPERT, make_env, open_policy
+from roboflamingo.cli.policies import EXPERT, make_env, open_policy, policy_facts
 
 EXAMPLES = """
 roboflamingo evaluate --policy runs/demo/train/policy --out runs/demo/chains --settings.chains 100
@@ -35,7 +35,10 @@ class EvaluateConfig:
         renderer: what draws the images.
         device: what computes the policy. A GPU is shared by all processes, each with a copy of the policy.
         workers: processes; by default one per core, or one in all with a GPU.
-        batch: environments of a process that share a forward pass.
+        batch: environments of a process that share a forward pass. Another batch rounds differently, so now and then
+            a chain of a learned policy goes another way; results name it.
+        fresh: removes what the folder holds of another evaluation (other weights, other settings), which is
+            otherwise refused.
     """
 
     policy: str
@@ -48,6 +51,7 @@ class EvaluateConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     workers: int | None = None
     batch: int = 8
+    fresh: bool = False
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -65,6 +69,7 @@ def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
 
     Raises:
         FileNotFoundError: there is no policy in the folder.
+        UserError: the folder holds an evaluation of something else, and `fresh` is off; see `evaluate`.
     """
     if config.policy != EXPERT and not (Path(config.policy) / "config.yaml").is_file():
         raise FileNotFoundError(f"{config.policy} holds no policy; train one, or give {EXPERT}")
@@ -78,8 +83,12 @@ def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
         label=label,
         about={
             "policy": config.policy,
+            **policy_facts(config.policy),
             "scene": config.scene,
+            "renderer": config.renderer,
             "execute": config.execute,
             "ensemble": config.ensemble,
+            "device": config.device,
         },
+        fresh=config.fresh,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from calvin_eval.experts import Expert
 from calvin_eval.protocol import Policy
+from calvin_eval.system.provenance import code_version, fingerprint
 from calvin_eval.world.cameras import CameraSizes
 from calvin_eval.world.playtable import PlayTable
 
@@ -34,6 +36,17 @@ def open_policy(
 
     torch.set_num_threads(1)
     return PolicyController(load_policy(Path(folder), device), execute, ensemble)
+
+
+def policy_facts(folder: str) -> dict[str, Any]:
+    """What makes a policy the one that it is: the content of its folder, wherever that lies, and the code that runs it.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    if folder == EXPERT:
+        return {"policy_fingerprint": EXPERT}
+    return {"policy_fingerprint": fingerprint(Path(folder)), "policy_code": code_version("roboflamingo")}
 
 
 def make_env(scene: str, renderer: str, sizes: CameraSizes | None = None) -> PlayTable:
