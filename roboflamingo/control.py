@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 
 from calvin_eval.protocol import ACTION_SIZE, Observation
+from calvin_eval.system.errors import UserError
 from roboflamingo.backbone import Text
+from roboflamingo.backbone.flamingo import stack
 from roboflamingo.data.images import resize_image
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy import PolicyConfig, RoboFlamingo
 
 KEPT_TEXTS = 64
-"""Sets of instructions whose reading is kept."""
+"""Instructions whose reading is kept."""
+HEAD_ROWS = 12
+"""Rows of a head's pass are a multiple of this where they are fixed: the kernels of CPUs take 4, 6 or 12 rows at a time
+and compute what is left over in another way."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class EpisodeMemory:
 
     Attributes:
         instruction: the sentence.
-        frames: of the last T - 1 observed frames at most, (t, D) fused vectors; where fusion joins frames,
-            visual tokens (t, R, Dv).
+        frames: of the last observed frames, as many as windows to come need, (t, D) fused vectors; where fusion
+            joins frames, visual tokens (t, R, Dv).
         chunks: past predictions (K, 7) for the temporal ensemble, newest first.
         step: predictions made so far.
     """
@@ -42,11 +47,38 @@ class EpisodeMemory:
     step: int = 0
 
 
+def check_execution(config: PolicyConfig, execute: int, ensemble: float | None) -> None:
+    """Makes sure that a policy can be run so.
+
+    Raises:
+        UserError: E is not in 1..K; an ensemble with E > 1; or windows of several frames would hold frames E control
+            steps apart, but were trained with frames that are not.
+    """
+    if not 1 <= execute <= config.chunk:
+        raise UserError(f"execute={execute} is not in 1..{config.chunk}, the length of this policy's chunks")
+    if ensemble is not None and execute != 1:
+        raise UserError(f"a temporal ensemble predicts at every step: it needs execute=1, not {execute}")
+    if config.window > 1 and config.stride % execute:
+        raise UserError(
+            f"execute={execute} shows this policy a frame every {execute} control steps, but its windows of "
+            f"{config.window} frames were trained with frames {config.stride} apart (data.stride): choose an execute "
+            f"that divides {config.stride}, or train with data.stride {execute}"
+        )
+
+
 class PolicyController:
     """A policy that acts.
 
     An episode's window grows from its first frame to T frames, as RoboFlamingo's does. Policies that were trained on
     full windows only (`head.last_step_only`, and fusion that joins frames) get the first frame repeated instead.
+
+    Non-obvious behaviours
+        - Matrix products round differently with another number of rows. With `rows`, every pass has that many, some of
+          them fillers; texts are always padded to `language.max_tokens`, and windows to T. The actions of an episode
+          are then the same bits whatever episodes are beside it: tests hold that on CPUs, with AVX2 and AVX-512.
+          Exceptions were found with AVX2 alone, for policies of under 32 wide layers and where a pass has 8 rows and
+          a row one or four tokens. On GPUs nothing has been measured.
+        - Sentences are read one by one and kept.
 
     Args:
         policy: the trained module.
@@ -54,20 +86,25 @@ class PolicyController:
         ensemble: temporal ensemble instead, which needs E = 1: weights exp(-ensemble * age), age 0 being the
             oldest prediction, as in its paper; None for none.
         seed: of the noise that heads which sample act from.
+        rows: episodes of every pass; more are split, fewer filled up. None passes them as they come.
 
     Raises:
-        ValueError: E is not in 1..K, or an ensemble with E > 1.
+        UserError: see `check_execution`.
     """
 
-    def __init__(self, policy: RoboFlamingo, execute: int = 1, ensemble: float | None = None, seed: int = 0) -> None:
-        chunk = policy.config.chunk
-        if not 1 <= execute <= chunk:
-            raise ValueError(f"execute={execute} is not in 1..{chunk}, the length of this policy's chunks")
-        if ensemble is not None and execute != 1:
-            raise ValueError(f"a temporal ensemble predicts at every step: it needs execute=1, not {execute}")
+    def __init__(
+        self,
+        policy: RoboFlamingo,
+        execute: int = 1,
+        ensemble: float | None = None,
+        seed: int = 0,
+        rows: int | None = None,
+    ) -> None:
+        check_execution(policy.config, execute, ensemble)
         self.policy, self.execute, self.ensemble, self.seed = policy.eval(), execute, ensemble, seed
-        self._grows = not (policy.joins_window or policy.config.head.last_step_only)
-        self._texts: OrderedDict[tuple[str, ...], Text] = OrderedDict()
+        self._rows, self._grows = rows, policy.config.grows
+        self._device = next(policy.parameters()).device
+        self._texts: OrderedDict[str, Text] = OrderedDict()
 
     def start(self, instruction: str) -> EpisodeMemory:
         """The memory of an episode that begins now."""
@@ -80,28 +117,46 @@ class PolicyController:
         """The next E actions of B episodes, (B, E, 7) float64.
 
         Raises:
-            ValueError: an observation lacks a vector that the policy reads; names it.
+            UserError: an observation lacks a picture or a vector that the policy reads; names it.
         """
-        batch = self._batch(observations)
-        text = self._read(tuple(memory.instruction for memory in memories))
+        rows = self._rows or len(observations)
+        parts = [
+            self._act(observations[first : first + rows], memories[first : first + rows], rows)
+            for first in range(0, len(observations), rows)
+        ]
+        return np.concatenate([actions for actions, _ in parts]), [memory for _, after in parts for memory in after]
+
+    def _act(
+        self, observations: Sequence[Observation], memories: Sequence[EpisodeMemory], rows: int
+    ) -> tuple[np.ndarray, list[EpisodeMemory]]:
+        """The same in one pass of so many rows."""
+        batch = {name: _filled(x, rows) for name, x in self._batch(observations).items()}
+        texts = [self._read(memory.instruction) for memory in memories]
+        text = stack(texts + texts[:1] * (rows - len(texts)))
         media, low = self.policy.see(batch["rgb_static"], batch["rgb_gripper"]), self.policy.low_dimensional(batch)
         frames = media if self.policy.joins_window else self.policy.fuse(media, low, text)
         windows = [
             frame if memory.frames is None else torch.cat([memory.frames, frame])
-            for frame, memory in zip(frames[:, 0].split(1), memories, strict=True)
+            for frame, memory in zip(frames[: len(memories), 0].split(1), memories, strict=True)
         ]
         features, at = self._windows(windows)
         if self.policy.joins_window:
-            features, at = self.policy.fuse(features, low, text), torch.zeros_like(at)
-        prediction = self.policy.head.predict(features, self._noise(memories), at=at)
-        chunks = self.policy.commands(prediction, batch["robot_obs"])[:, 0].cpu().numpy()
-        return self._give_away(chunks, windows, memories)
+            features, at = self.policy.fuse(_filled(features, rows), low, text), at.new_zeros(rows)
+        chunks = self._chunks(features, at, self._noise(memories), batch["robot_obs"])
+        return self._give_away(chunks[: len(memories)], windows, memories)
+
+    def _chunks(self, features: Tensor, at: Tensor, noise: Tensor | None, robot_obs: Tensor) -> np.ndarray:
+        """Features (B, T, D) and where their last frames are (B,) -> commands of whole chunks (B or more, K, 7)."""
+        rows = len(robot_obs) if self._rows is None else -(-len(robot_obs) // HEAD_ROWS) * HEAD_ROWS
+        noise = None if noise is None else _filled(noise, rows)
+        prediction = self.policy.head.predict(_filled(features, rows), noise, at=_filled(at, rows))
+        return self.policy.commands(prediction, _filled(robot_obs, rows))[:, 0].cpu().numpy()
 
     def _give_away(
         self, chunks: np.ndarray, windows: Sequence[Tensor], memories: Sequence[EpisodeMemory]
     ) -> tuple[np.ndarray, list[EpisodeMemory]]:
         """What of the chunks (B, K, 7) is executed, and what is remembered."""
-        kept = self.policy.config.window - 1
+        kept = (self.policy.config.window - 1) * self._apart
         actions, after = [], []
         for memory, window, chunk in zip(memories, windows, chunks, strict=True):
             past = (chunk, *memory.chunks)[: len(chunk)] if self.ensemble is not None else ()
@@ -109,9 +164,16 @@ class PolicyController:
             after.append(EpisodeMemory(memory.instruction, window[-kept:] if kept else None, past, memory.step + 1))
         return _as_commands(np.stack(actions)), after
 
+    @property
+    def _apart(self) -> int:
+        """Frames that the policy was shown from one frame of a window to the next."""
+        return max(1, self.policy.config.stride // self.execute)
+
     def _batch(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
         """The present frames as the policy takes them, (B, 1, ...)."""
         config = self.policy.config
+        if any(o.rgb_static.size == 0 or o.rgb_gripper.size == 0 for o in observations):
+            raise UserError("the policy sees images, and the environment renders none: choose a renderer")
         arrays = {
             "rgb_static": [resize_image(o.rgb_static, config.static_size) for o in observations],
             "rgb_gripper": [resize_image(o.rgb_gripper, config.gripper_size) for o in observations],
@@ -119,31 +181,32 @@ class PolicyController:
         }
         for name in config.vectors:
             if any(name not in o.vectors for o in observations):
-                raise ValueError(f"the policy reads {name!r}, which the observation's vectors lack")
+                raise UserError(f"the policy reads {name!r}, which the observation's vectors lack")
             arrays[name] = [np.asarray(o.vectors[name], np.float32) for o in observations]
-        device = next(self.policy.parameters()).device
         return {
-            name: torch.from_numpy(np.stack(rows)).unsqueeze(1).to(device, non_blocking=True)
+            name: torch.from_numpy(np.stack(rows)).unsqueeze(1).to(self._device, non_blocking=True)
             for name, rows in arrays.items()
         }
 
-    def _read(self, sentences: tuple[str, ...]) -> Text:
-        """The instructions, read once for as long as an episode lasts."""
-        if sentences not in self._texts:
-            self._texts[sentences] = self.policy.read(sentences)
+    def _read(self, sentence: str) -> Text:
+        """An instruction, read once for as long as episodes last."""
+        if sentence not in self._texts:
+            self._texts[sentence] = self.policy.read([sentence], self.policy.config.backbone.language.max_tokens)
             if len(self._texts) > KEPT_TEXTS:
                 self._texts.popitem(last=False)
-        return self._texts[sentences]
+        return self._texts[sentence]
 
-    def _windows(self, windows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Windows (t, ...) of t <= T frames as one tensor (B, T, ...), and where in it their last frames are (B,)."""
-        length = self.policy.config.window if not self._grows else max(map(len, windows))
+    def _windows(self, histories: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Frames so far (t, ...) -> windows of T frames (B, T, ...), and where in them the present ones are (B,)."""
+        length, apart = self.policy.config.window, self._apart
         rows, last = [], []
-        for window in windows:
-            missing = window[:1].expand(length - len(window), *window.shape[1:])
+        for history in histories:
+            window = history[(len(history) - 1) % apart :: apart]
+            end = window[-1:] if self._grows else window[:1]
+            missing = end.expand(length - len(window), *window.shape[1:])
             rows.append(torch.cat([window, missing] if self._grows else [missing, window]))
             last.append(len(window) - 1 if self._grows else length - 1)
-        return torch.stack(rows), torch.tensor(last, device=windows[0].device)
+        return torch.stack(rows), torch.tensor(last, device=histories[0].device)
 
     def _noise(self, memories: Sequence[EpisodeMemory]) -> Tensor | None:
         """Noise (B, 1, K, 7) for heads that sample, drawn by seed and step: an episode repeats itself exactly."""
@@ -153,7 +216,7 @@ class PolicyController:
         for memory in memories:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + memory.step)
             rows.append(torch.randn(1, self.policy.config.chunk, ACTION_SIZE, generator=generator))
-        return torch.stack(rows).to(next(self.policy.parameters()).device)
+        return torch.stack(rows).to(self._device)
 
     def _mean(self, past: Sequence[np.ndarray]) -> np.ndarray:
         """What the past chunks, newest first, say about the present step, averaged: (7,)."""
@@ -161,6 +224,11 @@ class PolicyController:
         said = np.stack([chunk[age] for age, chunk in enumerate(past)])
         weights = np.exp(-self.ensemble * np.arange(len(past))[::-1])
         return (weights / weights.sum()) @ said
+
+
+def _filled(x: Tensor, rows: int) -> Tensor:
+    """So many rows, the missing ones copies of the first."""
+    return x if len(x) >= rows else torch.cat([x, x[:1].expand(rows - len(x), *x.shape[1:])])
 
 
 def _as_commands(actions: np.ndarray) -> np.ndarray:

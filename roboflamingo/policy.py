@@ -32,10 +32,13 @@ class PolicyConfig:
         head: what predicts actions from its output.
         pooling: how the text tokens' hidden states become one vector: max, mean, or attention with a learned query.
         pool_padding: pools padding along with text, as RoboFlamingo did in training, where a sentence's vector
-            then depends on the longest sentence of its batch.
+            then depends on the longest sentence of its batch. In training only: acting, it had one sentence and no
+            padding.
         word_dropout: share of an instruction's words left out at random in training, so that no single wording is
             relied on.
         window: T, frames that the head sees.
+        stride: control steps (30 Hz) from one frame of the window to the next. Training fills it in from
+            `data.stride`, so that acting shows the head what training did.
         chunk: K, actions predicted at each frame.
         static_size: edge (pixels) of the static camera's image as the policy is shown it.
         gripper_size: the same of the gripper camera's.
@@ -56,6 +59,7 @@ class PolicyConfig:
     pool_padding: bool = False
     word_dropout: float = 0.0
     window: int = 1
+    stride: int = 1
     chunk: int = 8
     static_size: int = 96
     gripper_size: int = 64
@@ -79,6 +83,11 @@ class PolicyConfig:
             size, patch = getattr(self, name), self.backbone.vision.patch_size
             if size % patch:
                 raise ValueError(f"policy.{name} {size} is no multiple of vision.patch_size {patch}")
+
+    @property
+    def grows(self) -> bool:
+        """Whether windows at an episode's start hold the frames there are, and not the first one repeated before."""
+        return not (self.backbone.fusion == "vit_concat" or self.head.last_step_only)
 
     @property
     def features(self) -> int:
@@ -176,11 +185,22 @@ class RoboFlamingo(nn.Module):
         """Images (B, T, H, W, 3) and (B, T, h, w, 3) uint8 -> visual tokens (B, T, R, Dv)."""
         return self.backbone.see(static.flatten(0, 1), gripper.flatten(0, 1)).unflatten(0, static.shape[:2])
 
-    def read(self, instruction: Sequence[str]) -> Text:
-        """B sentences as far as they can be read without images."""
+    def read(self, instruction: Sequence[str], length: int | None = None) -> Text:
+        """B sentences as far as they can be read without images.
+
+        Args:
+            instruction: the sentences.
+            length: tokens to which all are padded; None for those of the longest.
+        """
         device = next(self.parameters()).device
         dropout = self.config.word_dropout if self.training else 0.0
-        return self.backbone.read(*self.backbone.instructions.batch(instruction, device, dropout))
+        ids, is_text, sees = self.backbone.instructions.batch(instruction, device, dropout)
+        if length is not None:
+            missing = (0, length - ids.shape[1])
+            padding = self.backbone.instructions.tokenizer.pad_token_id
+            ids, is_text = F.pad(ids, missing, value=padding), F.pad(is_text, missing, value=False)
+            sees = None if sees is None else F.pad(sees, missing, value=True)
+        return self.backbone.read(ids, is_text, sees)
 
     def low_dimensional(self, batch: Mapping[str, Any]) -> Tensor:
         """Robot state and named vectors (B, T, n), normalised."""
@@ -208,5 +228,6 @@ class RoboFlamingo(nn.Module):
     def _pooled(self, media: Tensor, text: Text) -> Tensor:
         """Visual tokens (N, R, Dv) -> (N, D)."""
         hidden = self.backbone(media, text)
-        is_text = torch.ones_like(text.is_text) if self.config.pool_padding else text.is_text
+        pads = self.config.pool_padding and self.training
+        is_text = torch.ones_like(text.is_text) if pads else text.is_text
         return self.pooling(hidden, is_text.repeat_interleave(len(media) // len(is_text), dim=0))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from calvin_eval.protocol import Observation
-from policies import SENTENCES, small_policy
+from calvin_eval.protocol import NO_IMAGE, Observation
+from calvin_eval.system.errors import UserError
+from policies import SENTENCES, small_config, small_policy
+from roboflamingo.backbone.flamingo import BackboneConfig, ResamplerConfig
 from roboflamingo.control import PolicyController
-from roboflamingo.heads import HeadConfig
+from roboflamingo.heads import HEADS, HeadConfig
+from roboflamingo.policy import PolicyConfig, RoboFlamingo
 
 
 def observations(count, seed=0):
@@ -71,14 +76,14 @@ def test_windows_that_have_just_begun_share_a_pass_with_full_ones():
 
 @pytest.mark.parametrize("execute", [1, 2, 4])
 def test_as_many_actions_of_a_chunk_are_given_away_as_asked(execute):
-    policy = small_policy()
+    policy = small_policy(window=1)
     actions = run(PolicyController(policy, execute), observations(2))
     assert actions[0].shape == (execute, 7)
     np.testing.assert_allclose(actions[0], run(PolicyController(policy, 4), observations(2))[0][:execute])
 
 
 def test_episodes_that_share_a_forward_pass_do_not_mix():
-    policy = small_policy()
+    policy = small_policy(stride=2)
     controller = PolicyController(policy, 2)
     frames, others = observations(4, 1), observations(4, 2)
     memories, together = [controller.start(SENTENCES[0]), controller.start(SENTENCES[1])], []
@@ -91,7 +96,7 @@ def test_episodes_that_share_a_forward_pass_do_not_mix():
 
 
 def test_commands_are_ones_that_an_environment_accepts():
-    for actions in run(PolicyController(small_policy(), 4), observations(3)):
+    for actions in run(PolicyController(small_policy(window=1), 4), observations(3)):
         assert actions.dtype == np.float64 and np.abs(actions).max() <= 1
         assert set(np.unique(actions[:, 6])) <= {-1.0, 1.0}
 
@@ -126,8 +131,76 @@ def test_memory_is_a_value_that_can_be_kept_and_used_again():
     ("execute", "ensemble", "message"), [(0, None, "1..4"), (5, None, "1..4"), (2, 0.1, "execute=1")]
 )
 def test_impossible_executions_are_refused(execute, ensemble, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         PolicyController(small_policy(), execute, ensemble)
+
+
+@pytest.mark.parametrize(("stride", "execute"), [(1, 1), (2, 1), (2, 2), (4, 2), (3, 1)])
+@pytest.mark.parametrize("last_step_only", [False, True])
+def test_windows_hold_frames_as_far_apart_as_training_showed_them(stride, execute, last_step_only):
+    policy = small_policy(window=3, stride=stride, head=HeadConfig(hidden=16, last_step_only=last_step_only))
+    every = observations(12)  # at each control step, of which the policy sees every E-th
+    seen = list(range(0, len(every), execute))
+    actions = run(PolicyController(policy, execute), [every[step] for step in seen])
+    for step, action in zip(seen, actions, strict=True):
+        window = [every[step - stride * back] for back in (2, 1, 0) if step >= stride * back]
+        expected = commands_of_whole_windows(policy, window)[-1]
+        np.testing.assert_allclose(action[:, :6], expected[:execute], atol=1e-6)
+
+
+@pytest.mark.parametrize(("stride", "execute"), [(1, 2), (2, 4), (3, 2)])
+def test_frames_further_apart_than_in_training_are_refused(stride, execute):
+    message = rf"a frame every {execute} control steps.*frames {stride} apart \(data\.stride\).*data\.stride {execute}"
+    with pytest.raises(UserError, match=message):
+        PolicyController(small_policy(stride=stride), execute)
+    PolicyController(small_policy(stride=stride, window=1), execute)  # one frame is no distance from any other
+
+
+def test_a_policy_that_sees_refuses_to_be_blind():
+    controller = PolicyController(small_policy())
+    blind = Observation(NO_IMAGE, NO_IMAGE, np.zeros(15))
+    with pytest.raises(UserError, match="renders none: choose a renderer"):
+        controller.act([blind], [controller.start(SENTENCES[0])])
+
+
+def assert_same_bits_in_any_company(policy, rows):
+    """Whoever shares a pass, in whichever place, with sentences of other lengths and windows of other ages."""
+    frames, controller = observations(4), PolicyController(policy, rows=rows)
+    alone = run(controller, frames)
+    rng, others = np.random.default_rng(0), observations(7, seed=1)
+    sentences = [*SENTENCES, "open the drawer " * 3, "light", *SENTENCES[:2]]
+    memories, mine = [controller.start(sentence) for sentence in sentences], controller.start(SENTENCES[0])
+    for frame, expected in zip(frames, alone, strict=True):
+        count = int(rng.integers(1, 8))
+        order = rng.permutation(count + 1).tolist()
+        present, past = [*others[:count], frame], [*memories[:count], mine]
+        actions, after = controller.act([present[i] for i in order], [past[i] for i in order])
+        np.testing.assert_array_equal(actions[order.index(count)], expected)
+        mine = after[order.index(count)]
+        memories[:count] = [after[order.index(i)] for i in range(count)]
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("fusion", ["post", "two_way", "vit_concat"])
+def test_passes_of_a_fixed_size_give_the_same_bits_whatever_is_beside(head, fusion):
+    backbone = replace(small_config().backbone, fusion=fusion)
+    policy = small_policy(window=3, backbone=backbone, head=HeadConfig(kind=head, hidden=16, sample_steps=2))
+    assert_same_bits_in_any_company(policy, rows=12)
+
+
+def test_so_do_passes_of_the_demo_s_policy_in_an_evaluation_of_the_usual_batch():
+    backbone = BackboneConfig(resampler=ResamplerConfig(latents=16))
+    torch.manual_seed(0)
+    config = PolicyConfig(backbone=backbone, head=HeadConfig(kind="mlp", hidden=512)).with_words(SENTENCES)
+    assert_same_bits_in_any_company(RoboFlamingo(config), rows=8)
+
+
+def test_more_episodes_than_rows_take_several_passes():
+    controller, frames = PolicyController(small_policy(), rows=12), observations(13)
+    actions, memories = controller.act(frames, [controller.start(SENTENCES[0]) for _ in frames])
+    assert actions.shape == (13, 1, 7) and len(memories) == 13
+    for frame, action in zip(frames, actions, strict=True):
+        np.testing.assert_array_equal(run(controller, [frame])[0], action)
 
 
 @pytest.mark.parametrize("head", ["lstm", "diffusion", "flow"])

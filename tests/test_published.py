@@ -8,15 +8,18 @@ import os
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from calvin_eval.protocol import Observation
 from policies import SENTENCES
 from published import LANGUAGE_MODELS, as_mosaic, pixels, publish
 from roboflamingo.backbone.flamingo import BackboneConfig
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.checkpoint import load_policy, save_policy
+from roboflamingo.control import PolicyController
 from roboflamingo.converting import convert
 from roboflamingo.making import make_policy
 from roboflamingo.policy import PolicyConfig
@@ -283,6 +286,29 @@ def test_a_roboflamingo_checkpoint_becomes_the_policy_it_was(mpt, tmp_path, chun
     )  # fmt: skip
     torch.testing.assert_close(prediction.pose, expected[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(prediction.gripper_logits.sigmoid(), expected[1], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rows", [None, 12])
+def test_a_converted_policy_acts_alike_alone_and_beside_longer_sentences(published, tmp_path, rows):
+    """RoboFlamingo pooled padding in training; acting, it read one sentence at a time and had none."""
+    config = replace(published.config(), pool_padding=True)
+    save_policy(make_policy(config).eval(), tmp_path / "policy")
+    policy = load_policy(tmp_path / "policy")
+    controller, states = PolicyController(policy, rows=rows), [0.1 * np.arange(15), np.ones(15), np.zeros(15)]
+    pictures = [(images(1, seed)[0].numpy(), images(1, seed + 9)[0].numpy()) for seed in range(3)]
+    seen = [Observation(*pair, state) for pair, state in zip(pictures, states, strict=True)]
+    sentences = ("push", "push the red block", " ".join(["push the red block"] * 4))
+    together, memories = controller.act(seen, [controller.start(sentence) for sentence in sentences])
+    again, _ = controller.act(seen, memories)
+    for row, (observation, sentence) in enumerate(zip(seen, sentences, strict=True)):
+        alone, (memory,) = controller.act([observation], [controller.start(sentence)])
+        np.testing.assert_allclose(together[row], alone[0], atol=1e-6)
+        np.testing.assert_allclose(again[row], controller.act([observation], [memory])[0][0], atol=1e-6)
+    policy.train()
+    short, padded = ({"instruction": [sentences[0], other]} for other in (sentences[0], sentences[2]))
+    batch = {"rgb_static": images(2)[:, None], "rgb_gripper": images(2, 1)[:, None], "robot_obs": torch.zeros(2, 1, 15)}
+    with torch.no_grad():  # and training still is what it was
+        assert not torch.allclose(policy.features(batch | short)[0], policy.features(batch | padded)[0], atol=1e-4)
 
 
 def hidden_states_given(published, media, sentence):

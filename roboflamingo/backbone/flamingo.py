@@ -6,6 +6,7 @@ B texts, R visual tokens of a frame, L text tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -126,6 +127,17 @@ class Text(NamedTuple):
         shared = self.shared | {"attention_mask": repeated(self.shared["attention_mask"])}
         hidden, is_text = repeated(self.hidden), repeated(self.is_text)
         return Text(hidden, shared, is_text, None if self.sees is None else repeated(self.sees))
+
+
+def stack(texts: Sequence[Text]) -> Text:
+    """Texts of equally many tokens as one."""
+    masks = torch.cat([text.shared["attention_mask"] for text in texts])
+    return Text(
+        torch.cat([text.hidden for text in texts]),
+        texts[0].shared | {"attention_mask": masks},
+        torch.cat([text.is_text for text in texts]),
+        None if texts[0].sees is None else torch.cat([text.sees for text in texts if text.sees is not None]),
+    )
 
 
 class FlamingoLayer(nn.Module):

@@ -11,7 +11,7 @@ from typing import Literal
 from calvin_eval.evaluate import EvaluateSettings, evaluate
 from calvin_eval.report import print_table
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
-from roboflamingo.cli.policies import EXPERT, make_env, open_policy, policy_facts
+from roboflamingo.cli.policies import check_policy, make_env, open_policy, policy_facts
 
 EXAMPLES = """
 roboflamingo evaluate --policy runs/demo/train/policy --out runs/demo/chains --settings.chains 100
@@ -69,13 +69,14 @@ def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
 
     Raises:
         FileNotFoundError: there is no policy in the folder.
-        UserError: the folder holds an evaluation of something else, and `fresh` is off; see `evaluate`.
+        UserError: the policy cannot be run so (see `check_policy`); the folder holds an evaluation of something else,
+            and `fresh` is off (see `evaluate`).
     """
-    if config.policy != EXPERT and not (Path(config.policy) / "config.yaml").is_file():
-        raise FileNotFoundError(f"{config.policy} holds no policy; train one, or give {EXPERT}")
+    shape = check_policy(config.policy, config.execute, config.ensemble, config.device)
+    ways = (config.policy, config.execute, config.ensemble, config.scene, config.device, config.batch)
     return evaluate(
         partial(make_env, config.scene, config.renderer),
-        partial(open_policy, config.policy, config.execute, config.ensemble, config.scene, config.device),
+        partial(open_policy, *ways),
         Path(config.out),
         config.settings,
         workers=1 if config.workers is None and config.device == "cuda" else config.workers,
@@ -84,6 +85,7 @@ def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
         about={
             "policy": config.policy,
             **policy_facts(config.policy),
+            **shape,
             "scene": config.scene,
             "renderer": config.renderer,
             "execute": config.execute,

@@ -7,6 +7,7 @@ from typing import Any
 
 from calvin_eval.experts import Expert
 from calvin_eval.protocol import Policy
+from calvin_eval.system.errors import UserError
 from calvin_eval.system.provenance import code_version, fingerprint
 from calvin_eval.world.cameras import CameraSizes
 from calvin_eval.world.playtable import PlayTable
@@ -16,7 +17,12 @@ EXPERT = "expert"
 
 
 def open_policy(
-    folder: str, execute: int = 1, ensemble: float | None = None, scene: str = "D", device: str = "cpu"
+    folder: str,
+    execute: int = 1,
+    ensemble: float | None = None,
+    scene: str = "D",
+    device: str = "cpu",
+    rows: int | None = None,
 ) -> Policy:
     """The policy in a folder, ready to act on one core, or on a GPU.
 
@@ -26,6 +32,10 @@ def open_policy(
         ensemble: likewise.
         scene: for the demonstrators, who need to know it.
         device: cpu or cuda.
+        rows: see `roboflamingo.control.PolicyController`.
+
+    Raises:
+        UserError, FileNotFoundError: see `check_policy`; or the weights do not fit.
     """
     if folder == EXPERT:
         return Expert(scene)
@@ -35,7 +45,34 @@ def open_policy(
     from roboflamingo.control import PolicyController
 
     torch.set_num_threads(1)
-    return PolicyController(load_policy(Path(folder), device), execute, ensemble)
+    return PolicyController(load_policy(Path(folder), device), execute, ensemble, rows=rows)
+
+
+def check_policy(folder: str, execute: int, ensemble: float | None, device: str) -> dict[str, Any]:
+    """Makes sure, before any process is started, that a policy can be run so. Its weights are not read.
+
+    Returns:
+        Facts for results: "window" and "stride" of the policy. Nothing for the demonstrators.
+
+    Raises:
+        FileNotFoundError: there is no policy in the folder.
+        UserError: its config is broken, it cannot be run so, or there is no such device.
+    """
+    if folder == EXPERT:
+        return {}
+    import torch
+
+    from roboflamingo.checkpoint import CONFIG, WEIGHTS, read_config
+    from roboflamingo.control import check_execution
+
+    for name in (CONFIG, WEIGHTS):
+        if not (Path(folder) / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no policy ({name} is missing); train one, or give {EXPERT}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device is cuda, and torch finds no GPU here: choose cpu")
+    config = read_config(Path(folder) / CONFIG)
+    check_execution(config, execute, ensemble)
+    return {"window": config.window, "stride": config.stride}
 
 
 def policy_facts(folder: str) -> dict[str, Any]:
