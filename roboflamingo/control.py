@@ -172,7 +172,8 @@ class PolicyController:
     def _batch(self, observations: Sequence[Observation]) -> dict[str, Tensor]:
         """The present frames as the policy takes them, (B, 1, ...)."""
         config = self.policy.config
-        if any(o.rgb_static.size == 0 or o.rgb_gripper.size == 0 for o in observations):
+        both = config.backbone.fusion != "static_only"
+        if any(o.rgb_static.size == 0 or (both and o.rgb_gripper.size == 0) for o in observations):
             raise UserError("the policy sees images, and the environment renders none: choose a renderer")
         arrays = {
             "rgb_static": [resize_image(o.rgb_static, config.static_size) for o in observations],
@@ -202,8 +203,8 @@ class PolicyController:
         rows, last = [], []
         for history in histories:
             window = history[(len(history) - 1) % apart :: apart]
-            end = window[-1:] if self._grows else window[:1]
-            missing = end.expand(length - len(window), *window.shape[1:])
+            filling = window[-1:] if self._grows else history[:1]  # of a history so short nothing was forgotten
+            missing = filling.expand(length - len(window), *window.shape[1:])
             rows.append(torch.cat([window, missing] if self._grows else [missing, window]))
             last.append(len(window) - 1 if self._grows else length - 1)
         return torch.stack(rows), torch.tensor(last, device=histories[0].device)

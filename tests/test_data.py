@@ -13,13 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from roboflamingo.data.annotations import DataError, load_plain_dict, read_segments
 from roboflamingo.data.frames import PackSettings
 from roboflamingo.data.images import resize_image
 from roboflamingo.data.packing import pack
 from roboflamingo.data.split import read_split
-from roboflamingo.data.windows import Windows, to_tensors
+from roboflamingo.data.windows import Windows, last_frames, to_tensors
 from synthetic import TASKS, write_frame, write_split
 
 SETTINGS = PackSettings(static_size=20, gripper_size=12)
@@ -231,11 +232,12 @@ def test_shrinking_averages_the_area_of_each_pixel() -> None:
 # --- windows ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("grows", [False, True])
 @pytest.mark.parametrize(("window", "chunk", "stride"), [(1, 1, 1), (4, 3, 1), (3, 5, 2), (5, 12, 4)])
 def test_windows_equal_a_plain_reading_of_the_files(
-    split: Path, cache: Path, window: int, chunk: int, stride: int
+    split: Path, cache: Path, window: int, chunk: int, stride: int, grows: bool
 ) -> None:
-    windows = Windows([packed(split, cache)], window=window, chunk=chunk, stride=stride)
+    windows = Windows([packed(split, cache)], window=window, chunk=chunk, stride=stride, grows=grows)
     segments = read_segments(split)
     anchors = [(segment, t) for segment in segments for t in range(segment.start, segment.stop)]
     assert len(windows) == len(anchors)
@@ -248,10 +250,16 @@ def test_windows_equal_a_plain_reading_of_the_files(
 
     for i, (segment, anchor) in enumerate(anchors):
         assert batch["instruction"][i] == segment.instruction
-        for t in range(window):
-            wanted = anchor - (window - 1 - t) * stride
-            assert batch["frame_mask"][i, t] == (wanted >= segment.start)
-            number = max(wanted, segment.start)
+        past = [anchor - back * stride for back in range(window - 1, -1, -1)]
+        real = [number for number in past if number >= segment.start]
+        missing = window - len(real)
+        if grows:
+            numbers, mask = real + [anchor] * missing, [True] * len(real) + [False] * missing
+        else:
+            numbers, mask = [segment.start] * missing + real, [False] * missing + [True] * len(real)
+        assert last_frames(torch.from_numpy(batch["frame_mask"]))[i] == (len(real) - 1 if grows else window - 1)
+        for t, number in enumerate(numbers):
+            assert batch["frame_mask"][i, t] == mask[t]
             np.testing.assert_array_equal(batch["robot_obs"][i, t], frame(number, "robot_obs").astype(np.float32))
             if i % 7 == 0:
                 image = resize_image(frame(number, "rgb_static"), SETTINGS.static_size)

@@ -1,9 +1,10 @@
 """Windows of consecutive frames with their instruction and the actions to come, read from packed splits.
 
 There is one window for every frame of every segment: the frame is the window's last, and the T - 1 before
-it are the past that a policy would have seen by then. Before the segment's start there is no past; the
-first frame is repeated there and `frame_mask` is False, as it is for a policy that has just been given its
-instruction.
+it are the past that a policy would have seen by then. Before the segment's start there is no past, and
+`frame_mask` is False for what fills the window up. A policy that has just been given its instruction sees
+its window grow, so there the frames that exist stand first and copies of the last one follow; for policies
+that act on full windows only, copies of the first frame stand before them (see `PolicyConfig.grows`).
 
 A batch is a dictionary (B windows, T frames, K actions):
     rgb_static   (B, T, S, S, 3) uint8
@@ -41,6 +42,7 @@ class Windows(Dataset[Any]):
         window: T, frames in a window.
         chunk: K, actions to come at every frame.
         stride: recorded frames from one frame of a window to the next; the actions to come are never strided.
+        grows: whether windows at a segment's start are filled up behind their frames, and not before.
         weights: for every folder, how often a window of it is drawn relative to the other folders' windows.
         vectors: names of the further vectors.
 
@@ -55,6 +57,7 @@ class Windows(Dataset[Any]):
         window: int,
         chunk: int,
         stride: int = 1,
+        grows: bool = False,
         weights: Sequence[float] | None = None,
         vectors: Sequence[str] = (),
     ) -> None:
@@ -63,7 +66,7 @@ class Windows(Dataset[Any]):
             raise DataError(f"{len(packed)} data folders and {len(weights)} weights; one of each is needed at least")
         if min(window, chunk, stride) < 1 or min(weights) <= 0:
             raise DataError(f"window {window}, chunk {chunk}, stride {stride} and weights {weights} must be positive")
-        self.window, self.chunk, self.stride = window, chunk, stride
+        self.window, self.chunk, self.stride, self.grows = window, chunk, stride, grows
         self._arrays = (*ARRAYS, *vectors)
         self._folders = [Path(folder) for folder in packed]
         indices = [json.loads((folder / "index.json").read_text(encoding="utf-8")) for folder in self._folders]
@@ -133,6 +136,10 @@ class Windows(Dataset[Any]):
         last = first + (window - self._ends[segment] + self._lengths[segment])[:, None]
         frames_BT = last - self.stride * np.arange(self.window - 1, -1, -1)
         frame_mask = frames_BT >= first
+        if self.grows:
+            missing = (~frame_mask).sum(1, keepdims=True)
+            frames_BT, frame_mask = frames_BT + self.stride * missing, np.arange(self.window) < self.window - missing
+            frames_BT = np.minimum(frames_BT, last)
         frames_BT = np.maximum(frames_BT, first)
         steps_BTK = frames_BT[:, :, None] + np.arange(self.chunk)
         action_mask = steps_BTK < stop[:, :, None]
@@ -163,6 +170,11 @@ class Windows(Dataset[Any]):
         for i in np.unique(owner):
             taken[owner == i] = self._maps[i][name][rows[owner == i] - self._first_rows[i]]
         return taken
+
+
+def last_frames(frame_mask: torch.Tensor) -> torch.Tensor:
+    """Where the last frames of windows are that are no filling: (B, T) -> (B,)."""
+    return frame_mask.shape[1] - 1 - frame_mask.flip(1).int().argmax(1)
 
 
 def to_tensors(batch: dict[str, Any]) -> dict[str, Any]:

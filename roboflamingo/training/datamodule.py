@@ -40,7 +40,8 @@ def open_windows(config: TrainConfig, console: Console | None = None) -> tuple[W
         split = read_split(folders[0] / "training", data.language)
         frame = split.path(int(split.frames[0]))
         settings = replace(settings, vectors={name: vector_length(frame, name) for name in policy.vectors})
-    sizes = {"window": policy.window, "chunk": policy.chunk, "stride": data.stride}
+    sizes: dict[str, Any] = {"window": policy.window, "chunk": policy.chunk, "stride": data.stride}
+    sizes["grows"] = policy.grows
 
     def windows(splits: list[Path], weights: list[float]) -> Windows:
         packed = [pack(split, cache, settings, processes=data.pack_processes, console=console) for split in splits]
@@ -58,8 +59,8 @@ def open_windows(config: TrainConfig, console: Console | None = None) -> tuple[W
 
 
 def with_statistics(policy: PolicyConfig, training: Windows) -> PolicyConfig:
-    """The same policy with what it needs to know of the training data: its words, what its vectors are like."""
-    policy = policy.with_words(training.instructions)
+    """The same policy with what it needs to know of the training data: words, stride, what its vectors are like."""
+    policy = replace(policy.with_words(training.instructions), stride=training.stride)
     missing = [name for name in policy.vectors if name not in policy.statistics]
     statistics = {name: vector_statistics(torch.from_numpy(training.column(name))) for name in missing}
     if policy.actions == "absolute" and "actions" not in policy.statistics:

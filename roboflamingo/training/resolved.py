@@ -56,6 +56,7 @@ def check_same_config(config: TrainConfig, path: Path) -> None:
     old = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
     new = _flat(plain(config))
     before = _flat(plain(TrainConfig(run="", data=DataConfig(folders={"": 1.0}), max_steps=1))) | old
+    before["policy.stride"] = old.get("policy.stride", before["data.stride"])  # training fills it in
     for key in sorted((old.keys() | new.keys()) - FREE_TO_CHANGE):
         if before.get(key) != new.get(key):
             raise ConfigError(

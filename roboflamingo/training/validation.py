@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from roboflamingo.data.windows import last_frames
 from roboflamingo.heads import Prediction
+from roboflamingo.heads.base import frame_at
 from roboflamingo.policy import RoboFlamingo
 
 
@@ -39,7 +41,7 @@ def validate(
             continue
         windows = torch.tensor(len(batch["instruction"]), device=batch["actions"].device)
         parts = {f"val_{name}": (value * windows, windows) for name, value in losses.items()}
-        for name, total in (parts | _action_errors(prediction, policy.targets(batch), batch["action_mask"])).items():
+        for name, total in (parts | _action_errors(policy, prediction, batch)).items():
             pair = torch.stack([t.double() for t in total])
             sums[name] = sums[name] + pair if name in sums else pair
     policy.train()
@@ -52,13 +54,16 @@ def validate(
 
 
 def _action_errors(
-    prediction: Prediction, targets: torch.Tensor, mask: torch.Tensor
+    policy: RoboFlamingo, prediction: Prediction, batch: dict[str, Any]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Sum and count of each error over the actions that the last frame's chunk has within its segment."""
-    inside = mask[:, -1]  # (B, K)
-    action = targets[:, -1][inside]  # (n, 7)
-    error = (prediction.pose[:, -1][inside] - action[:, :6]).abs()
-    right = (prediction.gripper_logits[:, -1][inside] > 0) == (action[:, 6] > 0)
+    last = last_frames(batch["frame_mask"])
+    inside = frame_at(batch["action_mask"], last)[:, 0]  # (B, K)
+    action = frame_at(policy.targets(batch), last)[:, 0][inside]  # (n, 7)
+    at = last.clamp(max=prediction.pose.shape[1] - 1)  # where fusion joins frames there is one prediction a window
+    pose, gripper = frame_at(prediction.pose, at)[:, 0], frame_at(prediction.gripper_logits, at)[:, 0]
+    error = (pose[inside] - action[:, :6]).abs()
+    right = (gripper[inside] > 0) == (action[:, 6] > 0)
     count = inside.sum()
     return {
         "val_translation_error": (error[:, :3].sum(), 3 * count),
