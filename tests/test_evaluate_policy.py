@@ -1,0 +1,102 @@
+"""Learned policies in evaluation: the same chains in any company, results of the weights that are there."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from calvin_eval.evaluate import EvaluateSettings, run_chains
+from calvin_eval.system.errors import UserError
+from calvin_eval.world.playtable import PlayTable
+from policies import small_policy
+from roboflamingo.checkpoint import load_policy, save_policy
+from roboflamingo.cli import evaluate as verb
+from roboflamingo.control import PolicyController
+
+
+class Tracked(PlayTable):
+    """A play table that notes what it was told to do, chain by chain."""
+
+    def __init__(self, told: list[list[bytes]]) -> None:
+        super().__init__("D", "tinyrenderer")
+        self.told = told
+
+    def reset(self, *arguments: Any, **options: Any) -> Any:
+        self.chain: list[bytes] = []
+        self.told.append(self.chain)
+        return super().reset(*arguments, **options)
+
+    def step(self, action: Any, **options: Any) -> Any:
+        self.chain.append(np.asarray(action).tobytes())
+        return super().step(action, **options)
+
+
+def actions_of_chains(policy: Any, environments: int, tmp_path: Path) -> set[tuple[bytes, ...]]:
+    """Every chain's actions, to the bit, with so many environments side by side."""
+    told: list[list[bytes]] = []
+    tables = [Tracked(told) for _ in range(environments)]
+    settings = EvaluateSettings(chains=5, max_steps=6, sentences="enriched")
+    list(run_chains(PolicyController(policy, rows=12), tables, range(5), settings, tmp_path))
+    for table in tables:
+        table.close()
+    return {tuple(chain) for chain in told}
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_how_many_environments_share_a_pass_changes_no_action(window: int, tmp_path: Path) -> None:
+    policy = small_policy(window=window)
+    alone = actions_of_chains(policy, 1, tmp_path)
+    assert len(alone) == 5
+    assert actions_of_chains(policy, 3, tmp_path) == alone
+
+
+@pytest.fixture()
+def config(tmp_path: Path) -> verb.EvaluateConfig:
+    save_policy(small_policy(window=2, stride=2), tmp_path / "policy")
+    return verb.EvaluateConfig(
+        policy=str(tmp_path / "policy"), out=str(tmp_path / "chains"), execute=2, renderer="tinyrenderer", workers=1,
+        settings=EvaluateSettings(chains=1, max_steps=4), batch=2,
+    )  # fmt: skip
+
+
+def test_results_are_of_the_weights_that_are_there(config: verb.EvaluateConfig) -> None:
+    first: dict[str, Any] = verb.run(config)
+    assert {key: first[key] for key in ("execute", "window", "stride", "batch", "device")} == {
+        **{"execute": 2, "window": 2, "stride": 2, "batch": 2, "device": "cpu"},
+    }
+    policy = load_policy(config.policy)
+    with torch.no_grad():
+        next(policy.head.parameters()).add_(0.01)
+    save_policy(policy, Path(config.policy))
+    with pytest.raises(UserError, match=r"holds an evaluation with other policy_fingerprint .*--fresh true"):
+        verb.run(config)
+    second: dict[str, Any] = verb.run(replace(config, fresh=True))
+    assert second["policy_fingerprint"] != first["policy_fingerprint"]
+    stored = json.loads((Path(config.out) / "results.json").read_text())["0"]
+    assert stored["policy_fingerprint"] == second["policy_fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"execute": 5}, r"execute=5 is not in 1\.\.4"),
+        ({"execute": 4}, r"execute=4 .* frames 2 apart \(data\.stride\)"),
+        ({"ensemble": 0.1}, "needs execute=1"),
+        ({"policy": "nowhere"}, r"nowhere holds no policy \(config\.yaml is missing\)"),
+        ({"device": "cuda"}, "no GPU here: choose cpu"),
+    ],
+)
+def test_what_cannot_be_is_said_before_any_process_starts(
+    config: verb.EvaluateConfig, change: dict[str, Any], message: str
+) -> None:
+    if "device" in change and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises((UserError, FileNotFoundError), match=message):
+        verb.run(replace(config, **change))
+    assert not Path(config.out).exists()
