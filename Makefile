@@ -15,14 +15,10 @@ help:
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: setup.py
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else "Python 3.10, 3.11 or 3.12 is needed, this is %d.%d; choose one with make PYTHON=python3.11" % v)'
-	@echo "Installing into $(VENV): PyTorch, OpenFlamingo, Lightning, pybullet, Panda3D (about 6 GB with PyTorch's GPU libraries, 3 minutes)"
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar on -e ".[dev]"
-	@echo "OpenFlamingo pins an old PyTorch that it does not need: installing it without its requirements"
-	$(BIN)/python -m pip install --quiet --no-deps open_flamingo==2.0.1
+# A Python that was asked for (make PYTHON=...) is used even where pybullet must be compiled for it.
+$(VENV)/.installed: setup.py bootstrap.py
+	@command -v $(PYTHON) > /dev/null || { echo "$(PYTHON) is not there: install Python 3.11, or name one with make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) bootstrap.py $(VENV) $(if $(filter file,$(origin PYTHON)),,--chosen)
 	@touch $@
 
 demo: install

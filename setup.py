@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 SIMULATOR = [
     "numpy>=1.26",  # all state and images of the benchmark
     "scipy>=1.11",  # rotations, Wilson and bootstrap intervals
-    "pybullet>=3.2.5",  # CALVIN's physics engine; its data carries the Panda arm
+    "pybullet>=3.2.5",  # CALVIN's physics engine; its data carries the Panda arm. For wheels see bootstrap.py
     "panda3d>=1.10.14",  # the CPU renderer: some thirty times faster than pybullet's own
     "fast-simplification>=0.1.9",  # fewer triangles in the meshes of the robot: drawing costs by the vertex
     "pyyaml>=6",  # CALVIN's statistics.yaml and merged_config.yaml, our configs
@@ -55,7 +55,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    python_requires=">=3.10,<3.13",
+    python_requires=">=3.10,<3.14",
     packages=find_packages(include=["roboflamingo", "roboflamingo.*", "calvin_eval", "calvin_eval.*"]),
     package_data={"calvin_eval": ["data/*", "report/*.html.j2"], "roboflamingo": ["py.typed"]},
     install_requires=SIMULATOR + POLICY,

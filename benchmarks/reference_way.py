@@ -32,7 +32,7 @@ from roboflamingo.heads import HeadConfig
 from roboflamingo.making import make_policy
 from roboflamingo.policy import PolicyConfig, RoboFlamingo
 from roboflamingo.presets import PRESETS, preset
-from roboflamingo.training.train import computes_in_bf16
+from roboflamingo.training.precision import computes_in_bf16
 
 SWITCHES = ("cameras", "attention", "language", "logits", "optimizer")
 SENTENCES = ("push the red block to the left", "open the drawer", "pull the handle of the sliding door to the right")

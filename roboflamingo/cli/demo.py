@@ -29,7 +29,8 @@ from roboflamingo.cli.policies import open_policy
 from roboflamingo.data.annotations import DataError
 from roboflamingo.policy import PolicyConfig
 from roboflamingo.training.config import ConfigError, DataConfig, OptimizerConfig, TrainConfig
-from roboflamingo.training.train import TrainingStopped, computes_in_bf16, train
+from roboflamingo.training.precision import computes_in_bf16
+from roboflamingo.training.train import TrainingStopped, train
 
 EXAMPLES = """
 roboflamingo demo --config configs/demo_short.yaml

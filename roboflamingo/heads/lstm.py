@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from roboflamingo.heads.base import ChunkOutput, HeadConfig, Prediction, RegressionHead, register_head
 
 
-def window_lstm(config: HeadConfig, features: int) -> nn.LSTM:
+class WindowLSTM(nn.LSTM):
+    """An LSTM that computes in fp32 where autocast asks for a type in which this device has none.
+
+    oneDNN's LSTM needs AVX-512 for bf16; the other layers compute in bf16 on any processor.
+    """
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Any]:  # type: ignore[override]
+        """Features (B, T, D) -> hidden states (B, T, H), and the last states of all layers."""
+        device = features.device.type
+        if torch.is_autocast_enabled(device) and not lstm_computes_in(torch.get_autocast_dtype(device), device):
+            with torch.autocast(device, enabled=False):
+                return super().forward(features.float())
+        return super().forward(features)
+
+
+@lru_cache
+def lstm_computes_in(dtype: torch.dtype, device: str) -> bool:
+    """Whether torch's LSTM computes in a type on a device, forward and backward: a small one is tried."""
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, dtype):
+        lstm = nn.LSTM(8, 8, batch_first=True, device="meta").to_empty(device=device)  # draws no random numbers
+        try:
+            lstm(torch.zeros(1, 2, 8, device=device))[0].sum().backward()
+        except RuntimeError:  # how torch says that it has no such kernel
+            return False
+    return True
+
+
+def window_lstm(config: HeadConfig, features: int) -> WindowLSTM:
     """The LSTM (B, T, D) -> (B, T, H) with which heads read a window."""
     dropout = config.dropout if config.layers > 1 else 0.0
-    return nn.LSTM(features, config.hidden, config.layers, batch_first=True, dropout=dropout)
+    return WindowLSTM(features, config.hidden, config.layers, batch_first=True, dropout=dropout)
 
 
 @register_head("lstm")

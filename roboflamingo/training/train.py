@@ -28,6 +28,7 @@ from roboflamingo.training.datamodule import WindowDataModule, open_windows, ste
 from roboflamingo.training.extras import check_extras
 from roboflamingo.training.layers import checkpoint_activations, compile_layers
 from roboflamingo.training.module import PolicyModule
+from roboflamingo.training.precision import device_for, settle
 from roboflamingo.training.progress import Progress
 from roboflamingo.training.resolved import check_same_config, write_config
 from roboflamingo.training.session import Session
@@ -62,13 +63,14 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
 
     Raises:
         TrainingStopped: SIGTERM or SIGINT came; the run is saved.
-        ConfigError: `config` contradicts itself or the run that it is to continue.
+        ConfigError: `config` contradicts itself or the run that it is to continue, or this machine cannot do it.
         DataError: a data set is missing or broken.
         FileNotFoundError: `start_from` is no policy folder.
     """
     check_extras(config)
     first = getattr(rank_zero_only, "rank", 0) == 0  # of the processes that DDP starts
     console = (console or Console(stderr=True)) if first else Console(quiet=True)
+    config = settle(config, console)
     run = Path(config.run)
     run.mkdir(parents=True, exist_ok=True)
     if config.start_from is not None:
@@ -77,8 +79,6 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
     config = replace(config, policy=with_statistics(config.policy, training))
     if config.max_epochs is not None:
         config = replace(config, max_steps=steps_of(config, training), max_epochs=None)
-    if config.precision == "auto":
-        config = replace(config, precision="bf16" if computes_in_bf16(config.accelerator) else "fp32")
     saved = load_state(run / "last.ckpt")
     if saved is not None:
         check_same_config(config, run / "config.yaml")
@@ -153,18 +153,10 @@ def _progress(config: TrainConfig, saved: dict[str, Any] | None) -> Progress:
     return progress
 
 
-def computes_in_bf16(accelerator: str) -> bool:
-    """Whether bf16 has arithmetic of its own here; emulated, it would be slower than fp32."""
-    if accelerator != "cpu" and torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    capabilities = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
-    return any(supported() for supported in capabilities if supported is not None)
-
-
 def _trainer(config: TrainConfig, session: Session) -> Trainer:
     """Lightning for devices, precision, processes and accumulation; the session does the rest."""
     return Trainer(
-        accelerator=config.accelerator,
+        accelerator=device_for(config.accelerator),
         devices=config.devices,
         num_nodes=config.nodes,
         strategy=_strategy(config),
