@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +18,10 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import write_text
+from calvin_eval.system.machine import cores
+from calvin_eval.system.processes import Stopped, run_jobs, stop_signals
 from calvin_eval.tasks import TASKS
 from calvin_eval.world.scenes import DRAWER_TRAVEL, SWITCH_TRAVEL, scene_geometry
 
@@ -75,10 +76,10 @@ def chains(count: int = CHAINS) -> list[Chain]:
     """The first `count` of the official chains.
 
     Raises:
-        ValueError: count is not in 1..1000.
+        UserError: count is not in 1..1000.
     """
     if not 1 <= count <= CHAINS:
-        raise ValueError(f"there are {CHAINS} official chains; ask for 1 to {CHAINS}, not {count}")
+        raise UserError(f"there are {CHAINS} official chains; ask for 1 to {CHAINS}, not {count}")
     return list(_official()[:count])
 
 
@@ -260,13 +261,17 @@ def draw(index: int, count: int) -> list[Chain]:
     return found
 
 
+def _draw(job: tuple[int, int]) -> tuple[int, list[Chain]]:
+    index, count = job
+    return index, draw(index, count)
+
+
 def make(workers: int | None = None) -> list[Chain]:
     """Draws the official 1000 chains, on several cores (all of them by default)."""
     conditions = initial_conditions()
     counts = [len(part) for part in np.array_split(np.arange(CHAINS), len(conditions))]
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-        parts = pool.map(draw, range(len(conditions)), counts)
-        found = [chain for part in track(parts, "Drawing chains", total=len(counts)) for chain in part]
+    parts = track(run_jobs(_draw, list(enumerate(counts)), workers or cores()), "Drawing chains", total=len(counts))
+    found = [chain for _, part in sorted(parts, key=lambda part: part[0]) for chain in part]
     order = list(range(CHAINS))
     np.random.RandomState(0).shuffle(order)
     return [found[index] for index in order]
@@ -281,7 +286,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     conditions, names = initial_conditions(), list(TASKS)
     rows = ["# CALVIN's 1000 chains: index of the initial condition, then of five tasks (calvin_eval.chains make)"]
-    for chain in make():
+    try:
+        with stop_signals():
+            made = make()
+    except Stopped as stopped:
+        return 128 + stopped.signal
+    for chain in made:
         numbers = [conditions.index(chain.condition), *(names.index(task) for task in chain.tasks)]
         rows.append(" ".join(str(number) for number in numbers))
     write_text(options.out, "\n".join(rows) + "\n")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 
 import numpy as np
@@ -16,8 +13,12 @@ from rich.table import Table
 from calvin_eval.demonstrations import NO_NOISE, EpisodeSettings, demonstrate_task
 from calvin_eval.leash import TargetLeash
 from calvin_eval.starts import start_for
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.machine import cores
+from calvin_eval.system.processes import run_jobs
 from calvin_eval.tasks import TASKS
 from calvin_eval.world.playtable import PlayTable
+from calvin_eval.world.scenes import scene_geometry
 
 SETTINGS = EpisodeSettings(max_steps=360, noise=NO_NOISE, render=False)
 
@@ -33,12 +34,17 @@ def check_demonstrators(scenes: str = "ABCD", starts: int = 50, *, workers: int 
         starts: random starts per task and scene.
         workers: processes; one per core by default.
         seed: of the starts.
+
+    Raises:
+        UserError: there is no such scene, or nothing to run.
     """
+    for scene in scenes:
+        scene_geometry(scene)
+    if not scenes or starts < 1:
+        raise UserError(f"a check needs a scene and at least 1 start, not scenes {scenes!r} and {starts} starts")
     jobs = [(task, scene, starts, seed) for task in TASKS for scene in scenes]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers or os.cpu_count(), context) as pool:
-        rates = list(track(pool.map(_rate, jobs), "Checking demonstrators", total=len(jobs)))
-    return {(task, scene): rate for (task, scene, _, _), rate in zip(jobs, rates, strict=True)}
+    found = run_jobs(_rate, jobs, min(workers or cores(), len(jobs)))
+    return dict(track(found, "Checking demonstrators", total=len(jobs)))
 
 
 def print_check(rates: Rates) -> None:
@@ -56,13 +62,13 @@ def print_check(rates: Rates) -> None:
     Console().print(table)
 
 
-def _rate(job: tuple[str, str, int, int]) -> float:
+def _rate(job: tuple[str, str, int, int]) -> tuple[tuple[str, str], float]:
     task, scene, starts, seed = job
     env = _world(scene)
     solved = [
         demonstrate_once(env, task, np.random.default_rng([seed, list(TASKS).index(task), i])) for i in range(starts)
     ]
-    return float(np.mean(solved))
+    return (task, scene), float(np.mean(solved))
 
 
 def demonstrate_once(env: TargetLeash, task: str, rng: np.random.Generator) -> bool:

@@ -6,15 +6,11 @@ the same frames, so a killed collection goes on without a trace.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.progress import (
@@ -26,11 +22,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from calvin_eval.collection import Account, Claim
 from calvin_eval.demonstrations import EpisodeSettings, demonstrate_episode
 from calvin_eval.protocol import SCENES, Policy
-from calvin_eval.recording import Recorder
-from calvin_eval.system.files import write_json
-from calvin_eval.system.provenance import provenance
+from calvin_eval.recording import COUNTS, Recorder
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.locks import folder_lock
+from calvin_eval.system.machine import cores
+from calvin_eval.system.processes import run_jobs
 from calvin_eval.tasks import TASKS
 from calvin_eval.world.playtable import PlayTable
 
@@ -88,111 +87,142 @@ def collect(
     *,
     workers: int | None = None,
     make_policy: MakePolicy | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Collects a data set below `out` and returns its folder.
+    """Collects a data set below `out` and returns its folder. One that is complete is returned at once.
 
     Args:
         out: parent folder; the data set gets CALVIN's name for its scenes.
         settings: what to collect.
         workers: processes; one per core by default.
-        make_policy: makes the policy that acts first (DAgger), in each worker.
+        make_policy: makes the policy that acts first (DAgger), once in each worker; picklable.
+        about: what makes this policy's actions what they are, as {"policy": its fingerprint, "execute": E}; JSON
+            values. Needed with a policy, and part of what the data set is known by.
 
     Raises:
-        ValueError: the folder holds a collection with other settings.
+        UserError: the folder holds a collection of other settings or another policy, or one that other code began;
+            another process fills it; frames of a complete data set are missing; or the policy gives no actions.
+        OSError: the disk is full, or cannot be written to. Names the file.
+        WorkerError: a worker process was killed, or failed by a fault that is no user's.
     """
-    folder = out / settings.name
-    _claim(folder, settings)
-    started, report = time.time(), {}
-    for split in SPLITS:
-        scenes = settings.scenes if split == "training" else settings.validation_scene
-        recorder = Recorder(folder / split, scenes)
-        if recorder.finished:
-            continue
-        solved = _record(recorder, split, settings, workers or os.cpu_count() or 1, make_policy)
-        counts = recorder.finish()
-        report[split] = {**counts, "segments_per_task": dict(sorted(solved.items()))}
-    if report:
-        frames = sum(split["frames"] for split in report.values())
-        size = sum(split["bytes"] for split in report.values())
-        seconds = time.time() - started
-        report["per_1000_frames"] = {"seconds": 1000 * seconds / frames, "megabytes": size / frames / 1000}
-        write_json(folder / "collection.json", {**report, "settings": asdict(settings), "made_with": provenance()})
-        print(
-            f"{folder}: {frames} frames in {seconds:.0f} s; per 1000 frames "
-            f"{1000 * seconds / frames:.1f} s and {size / frames / 1000:.1f} MB"
-        )
+    _check(settings, workers, make_policy, about)
+    folder, about = out / settings.name, dict(about or {})
+    claim = Claim(folder, asdict(settings), asdict(CollectSettings()), about)
+    job = _Job(folder, settings, claim.maker, make_policy)
+    if job.finished and (Account(folder).complete or not job.counted):
+        claim.check(True)  # without a lock, so that a read-only data set serves too
+        job.check_frames()
+        return folder
+    with folder_lock(folder, "roboflamingo collect"):
+        claim.check(job.finished)
+        account = Account(folder)
+        _record(job, min(workers or cores(), settings.episodes + settings.validation_episodes), claim, account)
+        claim.write()
+        account.close({split: job.finish(split) for split in SPLITS}, asdict(settings), about)
     return folder
 
 
-def _claim(folder: Path, settings: CollectSettings) -> None:
-    """Makes sure that what lies in the folder was collected with the same settings."""
-    import json
+def _check(
+    settings: CollectSettings, workers: int | None, make_policy: MakePolicy | None, about: Mapping[str, Any] | None
+) -> None:
+    """Refuses what cannot be recorded, before anything is."""
+    if not settings.episode.render:
+        raise UserError("recording needs images; leave episode.render at true")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers must be at least 1, not {workers}")
+    if make_policy is not None and not about:
+        raise UserError("a policy is given, and `about` does not say which: give its fingerprint and E")
 
-    path = folder / "settings.json"
-    mine = json.loads(json.dumps(asdict(settings)))
-    if path.exists():
-        theirs = json.loads(path.read_text())
-        different = sorted(key for key in mine if theirs.get(key) != mine[key])
-        if different:
-            raise ValueError(
-                f"{folder} was collected with other settings ({', '.join(different)}); "
-                f"choose another folder, or remove it to collect anew"
+
+@dataclass(frozen=True)
+class _Job:
+    """The episodes of a data set. Each worker process gets one copy, which keeps its policy and worlds."""
+
+    folder: Path
+    settings: CollectSettings
+    maker: str
+    make_policy: MakePolicy | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether both splits are complete."""
+        return all(self.recorder(split).finished for split in SPLITS)
+
+    @property
+    def counted(self) -> bool:
+        """Whether both splits know what they hold; those of an earlier version do not."""
+        return all(self.recorder(split).counts() is not None for split in SPLITS)
+
+    def recorder(self, split: str) -> Recorder:
+        """Where a split is recorded."""
+        scenes = self.settings.scenes if split == "training" else self.settings.validation_scene
+        return Recorder(self.folder / split, scenes, self.maker)
+
+    def missing(self, split: str) -> list[int]:
+        """Episodes that are still to be recorded."""
+        recorder = self.recorder(split)
+        return [] if recorder.finished else [i for i in range(self.settings.count(split)) if not recorder.has(i)]
+
+    def finish(self, split: str) -> dict[str, Any]:
+        """Completes a split, if need be, and returns its counts."""
+        recorder = self.recorder(split)
+        if not recorder.finished:
+            return recorder.finish()
+        counts = recorder.counts()
+        if counts is None:
+            raise UserError(
+                f"{recorder.folder / COUNTS} is damaged; the split is complete without it. "
+                "Run again to use the data set as it is, or remove it to collect anew"
             )
-    else:
-        write_json(path, mine)
+        return counts
+
+    def check_frames(self) -> None:
+        """Makes sure that no frame of a complete data set is missing."""
+        for split in SPLITS:
+            counts = self.recorder(split).counts()
+            if counts is not None:  # an earlier version kept none
+                self.recorder(split).count_frames(counts["frames"])
+
+    @cached_property
+    def _policy(self) -> Policy | None:
+        return None if self.make_policy is None else self.make_policy()
+
+    @cached_property
+    def _worlds(self) -> dict[str, PlayTable]:
+        return {}
+
+    def __call__(self, job: tuple[str, int]) -> tuple[str, int]:
+        """Runs and records one episode (split, number); returns the split and how many tasks were solved."""
+        split, episode = job
+        scene = self.settings.scene_of(split, episode)
+        if scene not in self._worlds:
+            self._worlds[scene] = PlayTable(scene)
+        rng = np.random.default_rng([self.settings.seed, SPLITS.index(split), episode])
+        wish = list(TASKS)[episode % len(TASKS)]
+        segments = demonstrate_episode(self._worlds[scene], wish, self.settings.episode, rng, self._policy)
+        self.recorder(split).write(episode, scene, segments)
+        return split, sum(segment.solved for segment in segments)
 
 
-def _record(
-    recorder: Recorder, split: str, settings: CollectSettings, workers: int, make_policy: MakePolicy | None
-) -> Counter[str]:
-    """Records all missing episodes of a split on several processes; returns solved segments per task."""
-    count, solved = settings.count(split), Counter[str]()
-    missing = iter([episode for episode in range(count) if not recorder.has(episode)])
-    context = multiprocessing.get_context("spawn")
+def _record(job: _Job, workers: int, claim: Claim, account: Account) -> None:
+    """Records all missing episodes on several processes. The first one claims the folder."""
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[tasks]} tasks"),
         TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns) as progress, ProcessPoolExecutor(workers, mp_context=context) as pool:
-        bar = progress.add_task(
-            f"Collecting {split}", total=count, completed=sum(map(recorder.has, range(count))), tasks=0
-        )
-
-        def submit(number: int) -> Iterator[Future[list[str]]]:
-            for _, episode in zip(range(number), missing, strict=False):
-                yield pool.submit(_episode, recorder, split, episode, settings, make_policy)
-
-        running = set(submit(2 * workers))
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                solved.update(future.result())
-                progress.update(bar, advance=1, tasks=solved.total())
-            running |= set(submit(len(done)))
-    return solved
-
-
-def _episode(
-    recorder: Recorder, split: str, episode: int, settings: CollectSettings, make_policy: MakePolicy | None
-) -> list[str]:
-    """Runs and records one episode; returns the solved tasks. Runs in a worker process."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    scene = settings.scene_of(split, episode)
-    rng = np.random.default_rng([settings.seed, SPLITS.index(split), episode])
-    wish = list(TASKS)[episode % len(TASKS)]
-    actor = None if make_policy is None else _policy(make_policy)
-    segments = demonstrate_episode(_world(scene), wish, settings.episode, rng, actor)
-    recorder.write(episode, scene, segments)
-    return [segment.task for segment in segments if segment.solved]
-
-
-@lru_cache(maxsize=len(SCENES))
-def _world(scene: str) -> PlayTable:
-    """A worker's world of a scene, made once."""
-    return PlayTable(scene)
-
-
-@lru_cache(maxsize=1)
-def _policy(make: MakePolicy) -> Policy:
-    """A worker's policy, made once."""
-    return make()
+    missing = {split: job.missing(split) for split in SPLITS}
+    episodes = [(split, episode) for split in SPLITS for episode in missing[split]]
+    if not episodes:
+        return
+    with Progress(*columns) as progress:
+        bars, tasks = {}, dict.fromkeys(SPLITS, 0)
+        for split in SPLITS:
+            total = job.settings.count(split)
+            done = total - len(missing[split])
+            bars[split] = progress.add_task(f"Collecting {split}", total=total, completed=done, tasks=0)
+        # OMP_NUM_THREADS: a process, a core
+        for split, solved in run_jobs(job, episodes, min(workers, len(episodes)), environment={"OMP_NUM_THREADS": "1"}):
+            claim.write()
+            account.tick()
+            tasks[split] += solved
+            progress.update(bars[split], advance=1, tasks=tasks[split])

@@ -19,6 +19,7 @@ from calvin_eval.leash import TargetLeash
 from calvin_eval.protocol import ACTION_SIZE, Env, Observation, Policy
 from calvin_eval.segments import Segment
 from calvin_eval.starts import possible, start_for
+from calvin_eval.system.errors import UserError
 from calvin_eval.tasks import TASKS
 
 GRIPPER = ACTION_SIZE - 1
@@ -91,6 +92,36 @@ class EpisodeSettings:
     leash: float | None = 0.05
 
 
+class _Acting:
+    """A policy at work on one task; executes its chunks whole."""
+
+    def __init__(self, env: Env, policy: Policy, instruction: str) -> None:
+        self._env, self._policy = env, policy
+        self._memory = policy.start(instruction)
+        self._pending: list[np.ndarray] = []
+
+    def __call__(self, observation: Observation) -> np.ndarray:
+        """The action (7,) to execute next."""
+        if not self._pending:
+            if observation.rgb_static.size == 0:
+                observation = self._env.observe()
+            if observation.rgb_static.size == 0:
+                raise UserError(
+                    f"a policy is to act, and this environment renders nothing ({self._env.renderer}); "
+                    "choose a renderer"
+                )
+            actions, (self._memory,) = self._policy.act([observation], [self._memory])
+            shape = np.shape(actions)
+            if len(shape) != 3 or shape[0] != 1 or shape[1] < 1 or shape[2] != ACTION_SIZE:
+                raise UserError(
+                    f"the policy returned actions of shape {shape}; one episode needs (1, K, {ACTION_SIZE}), K >= 1"
+                )
+            if not np.isfinite(actions).all():
+                raise UserError("the policy returned actions that are not finite; its weights may be damaged")
+            self._pending = list(actions[0])
+        return self._pending.pop(0)
+
+
 def demonstrate_task(
     env: Env,
     observation: Observation,
@@ -109,23 +140,21 @@ def demonstrate_task(
         instruction: what the recording, and the actor, are told.
         settings: limits and noise.
         rng: source of the noise.
-        actor: a policy that acts for a random first part of the task (DAgger); the demonstrator finishes it.
+        actor: a policy that acts for a random first part of the task (DAgger); the demonstrator finishes it. It sees
+            images wherever it looks, also without `settings.render`.
+
+    Raises:
+        UserError: the actor returned something else than (1, K, 7) finite actions, K at least 1; or it would have to
+            act blindly, since the environment renders nothing.
     """
     segment = Segment(task, instruction, [observation])
     start, solved = env.info(), TASKS[task]
     disturb = Disturbance(settings.noise, rng)
-    handover = int(rng.integers(0, settings.max_steps // 2)) if actor is not None else 0
-    memory = actor.start(instruction) if actor is not None else None
-    pending: list[np.ndarray] = []
+    handover = int(rng.integers(0, max(1, settings.max_steps // 2))) if actor is not None else 0
+    acting = None if actor is None else _Acting(env, actor, instruction)
     for step in range(settings.max_steps):
         label = demonstrate(task, observation, env.scene)
-        if actor is not None and step < handover:
-            if not pending:
-                chunk, (memory,) = actor.act([observation], [memory])
-                pending = list(chunk[0])
-            executed = pending.pop(0)
-        else:
-            executed = disturb(label)
+        executed = acting(observation) if acting is not None and step < handover else disturb(label)
         observation = env.step(executed, render=settings.render)
         segment.labels.append(label)
         segment.observations.append(observation)

@@ -4,16 +4,33 @@ CALVIN adds every relative action to a target that the arm then follows. Against
 away by metres (it was seen 3 m off), and the arm is stuck until a policy has undone it all. Whoever issues
 relative actions can prevent that, since target and measured pose are both known to it: this wrapper shortens
 actions so that the target stays within reach of the measured pose.
+
+Non-obvious behaviours
+    - What is executed is never longer than what was wanted, neither its translation nor its rotation, and its entries
+      stay within [-1, 1] where the wanted ones did. Its direction may change: a target at the end of the leash slides
+      along the sphere around the arm.
+    - Where the arm itself has come away from its target by more, and drawing the target back at once would take a
+      longer action than the wanted one, the target only comes no farther.
+    - Euler angles jump where the pitch passes the vertical, and are not unique. The measured pose is read in whichever
+      of its two sets of angles is nearer to the target; and close to the vertical, where large differences of angles
+      can be a small turn, what counts is the turn.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from calvin_eval.protocol import MAX_REL_ORN, MAX_REL_POS, Env, Info, Observation
+from calvin_eval.system.errors import UserError
 
 ANGLE_PER_METRE = 8.0
 """Leash on the orientation target, in rad per metre of leash: 0.4 rad at 5 cm."""
+SMALL_TURN = 0.5
+"""A turn below this part of the leash is not held, however far its euler angles are apart. Where the pitch is less
+than 0.8 rad, angles are never that misleading."""
+ROUNDING = 1e-9
+SCALE = np.repeat([MAX_REL_POS, MAX_REL_ORN], 3)
 
 
 class TargetLeash:
@@ -22,11 +39,14 @@ class TargetLeash:
     Args:
         env: the environment; it must take relative actions as CALVIN does.
         reach: greatest distance (m) between target and measured position.
+
+    Raises:
+        UserError: the reach is not longer than 0.
     """
 
     def __init__(self, env: Env, reach: float = 0.05) -> None:
-        if reach <= 0:
-            raise ValueError(f"the leash must be longer than 0 m, not {reach}; to run without one, leave it out")
+        if not reach > 0:
+            raise UserError(f"the leash must be longer than 0 m, not {reach}; to run without one, leave it out")
         self._env, self._reach = env, reach
         self._lead = np.zeros(6)
         self._pose = np.zeros(6)
@@ -53,15 +73,32 @@ class TargetLeash:
     def step(self, action: np.ndarray, *, render: bool = True) -> Observation:
         """Executes a relative action (7,), shortened where the target would run away."""
         action = np.array(action, dtype=float)
-        scale = np.repeat([MAX_REL_POS, MAX_REL_ORN], 3)
-        wanted = self._lead + scale * action[:6]
-        lead = np.concatenate([_shorten(wanted[:3], self._reach), _shorten(wanted[3:], self._reach * ANGLE_PER_METRE)])
-        action[:6] += (lead - wanted) / scale  # nothing, to the bit, within reach
+        wanted = self._lead + SCALE * action[:6]
+        lead = wanted.copy()  # within reach everything passes, to the bit
+        for part, length in ((slice(0, 3), self._reach), (slice(3, 6), self._reach * ANGLE_PER_METRE)):
+            held = np.linalg.norm(wanted[part]) > length
+            if held and (part.start == 0 or self._turn(wanted[part]) > SMALL_TURN * length):
+                action[part], lead[part] = _shorten(action[part], SCALE[part], self._lead[part], wanted[part], length)
         observation = self._env.step(action, render=render)
-        moved = observation.robot_obs[:6] - self._pose
-        moved[3:] = (moved[3:] + np.pi) % (2 * np.pi) - np.pi
-        self._lead, self._pose = lead - moved, observation.robot_obs[:6]
+        self._follow(lead, observation.robot_obs[:6])
         return observation
+
+    def _turn(self, lead: np.ndarray) -> float:
+        """The angle (rad) between a target that leads by these euler angles and the measured orientation."""
+        measured, target = Rotation.from_euler("xyz", self._pose[3:]), Rotation.from_euler("xyz", self._pose[3:] + lead)
+        return float((measured.inv() * target).magnitude())
+
+    def _follow(self, lead: np.ndarray, pose: np.ndarray) -> None:
+        """Takes the measured pose in, given by how much the target led the last one."""
+        target = self._pose[3:] + lead[3:]
+        flipped = np.array([pose[3] + np.pi, np.pi - pose[4], pose[5] + np.pi])  # the same orientation
+        if np.linalg.norm(_wrapped(target - flipped)) < np.linalg.norm(_wrapped(target - pose[3:])):
+            pose = np.concatenate([pose[:3], flipped])
+        moved = pose - self._pose
+        moved[3:] = _wrapped(moved[3:])
+        self._lead, self._pose = lead - moved, pose
+        if self._reach * ANGLE_PER_METRE < np.pi < np.abs(self._lead[3:]).max():
+            self._lead[3:] = _wrapped(self._lead[3:])
 
     def observe(self) -> Observation:
         """The present observation."""
@@ -76,5 +113,26 @@ class TargetLeash:
         self._env.close()
 
 
-def _shorten(vector: np.ndarray, length: float) -> np.ndarray:
+def _shorten(
+    action: np.ndarray, scale: np.ndarray, before: np.ndarray, wanted: np.ndarray, length: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """An action (3,) that keeps the lead within a length, and the lead (3,) that it makes of the one before."""
+    lead = _within(wanted, length)
+    shorter = action + (lead - wanted) / scale
+    if np.linalg.norm(shorter) > np.linalg.norm(action) * (1 + ROUNDING):
+        lead = _within(wanted, max(length, float(np.linalg.norm(before))))
+        shorter = action + (lead - wanted) / scale
+    greatest, allowed = float(np.abs(shorter).max()), max(1.0, float(np.abs(action).max()))
+    if greatest > allowed:
+        shorter = np.clip(shorter * (allowed / greatest), -allowed, allowed)
+        lead = before + scale * shorter
+    return shorter, lead
+
+
+def _within(vector: np.ndarray, length: float) -> np.ndarray:
     return vector * min(1.0, length / max(float(np.linalg.norm(vector)), 1e-12))
+
+
+def _wrapped(angles: np.ndarray) -> np.ndarray:
+    """Angles in [-pi, pi)."""
+    return (angles + np.pi) % (2 * np.pi) - np.pi

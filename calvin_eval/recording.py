@@ -1,6 +1,6 @@
 """Writes demonstrations as CALVIN folders that CALVIN's own loader reads (CALVIN SPEC 1.12).
 
-Many processes record at once, each episode into a folder of its own (a *piece*) that appears when it is
+Many processes record at once, each episode into a folder of its own (`pieces.py`) that appears when it is
 whole; `Recorder.finish` then numbers the frames by episode, so that the data set does not depend on who was
 first. Killed at any moment, recording goes on where it was: whole pieces are kept.
 
@@ -12,11 +12,9 @@ What the frames say
 
 from __future__ import annotations
 
-import io
-import json
 import shutil
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +22,10 @@ import numpy as np
 import yaml
 
 from calvin_eval.instructions import sentences
+from calvin_eval.pieces import frame_file, has_size, read_piece, read_sealed, sealed, write_piece
 from calvin_eval.scene_config import merged_config
 from calvin_eval.segments import Segment
+from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import write_atomic, write_json, write_text
 from calvin_eval.tasks import TASKS
 
@@ -35,6 +35,7 @@ CONSTANT = 1e-6
 """A spread below this is rounding: the value never changes and is not to be divided by."""
 PIECES = ".pieces"
 PLAN = ".plan.json"
+COUNTS = ".counts.json"
 
 
 class Recorder:
@@ -43,10 +44,11 @@ class Recorder:
     Args:
         folder: the split's folder.
         scenes: the scenes it shows, in the order of their episodes.
+        maker: names the settings and code that record; pieces of others do not count.
     """
 
-    def __init__(self, folder: Path, scenes: str) -> None:
-        self.folder, self.scenes = folder, scenes
+    def __init__(self, folder: Path, scenes: str, maker: str = "") -> None:
+        self.folder, self.scenes, self.maker = folder, scenes, maker
         self._pieces = folder / PIECES
 
     @property
@@ -56,8 +58,16 @@ class Recorder:
         return indexed and not self._pieces.exists() and not (self.folder / PLAN).exists()
 
     def has(self, episode: int) -> bool:
-        """Whether the episode is recorded already; all are once finishing has begun."""
-        return (self._piece(episode) / "piece.json").is_file() or (self.folder / PLAN).exists()
+        """Whether the episode is recorded already and undamaged; all are once finishing has begun."""
+        if (self.folder / PLAN).exists():
+            return True
+        folder = self._piece(episode)
+        piece = read_piece(folder)
+        return (
+            piece is not None
+            and piece["maker"] == self.maker
+            and all(has_size(frame_file(folder, frame), size) for frame, size in enumerate(piece["sizes"]))
+        )
 
     def write(self, episode: int, scene: str, segments: Sequence[Segment]) -> int:
         """Records the solved segments of one episode and returns how many frames they have.
@@ -66,30 +76,12 @@ class Recorder:
             episode: its number, which decides where its frames go.
             scene: where it happened.
             segments: tasks in a row; the first unsolved one ends what is kept.
+
+        Raises:
+            UserError: a frame lacks scene_obs or an image.
+            OSError: the disk is full, or cannot be written to. Names the file.
         """
-        kept: list[Segment] = []
-        for segment in segments:
-            if not segment.solved:
-                break
-            kept.append(segment)
-        temporary = self._piece(episode).with_suffix(".part")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        frame, notes, vectors = 0, [], []
-        for segment in kept:
-            notes.append([frame, len(segment.labels), segment.task, segment.instruction])
-            for index, label in enumerate(segment.labels):
-                arrays = frame_arrays(segment, index, label)
-                write_npz(temporary / f"{frame:05d}.npz", arrays)
-                vectors.append([arrays["robot_obs"], arrays["scene_obs"], arrays["actions"]])
-                frame += 1
-        write_json(
-            temporary / "piece.json",
-            {"scene": scene, "frames": frame, "segments": notes, "moments": _moments(vectors)},
-        )
-        shutil.rmtree(self._piece(episode), ignore_errors=True)
-        temporary.rename(self._piece(episode))
-        return frame
+        return write_piece(self._piece(episode), scene, segments, self.maker)
 
     def finish(self, on_progress: Callable[[int, int], None] | None = None) -> dict[str, Any]:
         """Numbers all frames and writes the split's index files.
@@ -98,43 +90,90 @@ class Recorder:
             on_progress: told (episodes done, episodes in all).
 
         Returns:
-            Counts: episodes, segments, frames, bytes.
+            Counts: episodes, segments, frames, bytes, and segments_per_task.
 
         Raises:
-            ValueError: nothing was recorded.
+            UserError: nothing was recorded; a piece is damaged, or a frame is missing, which is noticed before
+                anything is written; or the folder holds frames of another origin.
         """
         plan = self._plan()
         for done, (name, piece) in enumerate(plan.items()):
-            source = self._pieces / name
             for frame in range(piece["frames"]):
-                old = source / f"{frame:05d}.npz"
+                old = frame_file(self._pieces / name, frame)
                 if old.exists():  # moved already, where an earlier finish was killed
-                    old.rename(self.folder / f"episode_{piece['first'] + frame:07d}.npz")
+                    old.rename(self._frame(piece["first"] + frame))
             if on_progress:
                 on_progress(done + 1, len(plan))
+        self.count_frames(sum(piece["frames"] for piece in plan.values()))
         counts = self._write_index(list(plan.values()))
+        write_json(self.folder / COUNTS, sealed(counts))
         if self._pieces.exists():  # not so, where an earlier finish was killed just here
             shutil.rmtree(self._pieces)
         (self.folder / PLAN).unlink()
         return counts
 
+    def counts(self) -> dict[str, Any] | None:
+        """What `finish` returned; None for a split that keeps no record of it."""
+        return read_sealed(self.folder / COUNTS)
+
+    def count_frames(self, expected: int) -> None:
+        """Makes sure that the folder holds frames 0 to `expected` - 1 and no others.
+
+        Raises:
+            UserError: it does not. Names the first file at fault.
+        """
+        found = {file.name for file in self.folder.glob("episode_*.npz")}
+        wanted = {self._frame(number).name for number in range(expected)}
+        if missing := sorted(wanted - found):
+            raise UserError(
+                f"{self.folder / missing[0]} is missing, and {len(missing) - 1} frames besides; "
+                f"put it back, or remove {self.folder} to collect it anew"
+            )
+        if strange := sorted(found - wanted):
+            raise UserError(
+                f"{self.folder / strange[0]} is no frame of this data set, which has {expected}; "
+                f"move it elsewhere ({len(strange)} such files)"
+            )
+
     def _piece(self, episode: int) -> Path:
         return self._pieces / f"{episode:06d}"
+
+    def _frame(self, number: int) -> Path:
+        return self.folder / f"episode_{number:07d}.npz"
 
     def _plan(self) -> dict[str, Any]:
         """Where each piece's frames go; written down before the first frame moves."""
         path = self.folder / PLAN
-        if not path.exists():
-            plan, first = {}, 0
-            for file in sorted(self._pieces.glob("*/piece.json")):
-                piece = json.loads(file.read_text())
-                if piece["frames"] and file.parent.suffix != ".part":
-                    plan[file.parent.name] = {**piece, "first": first}
-                    first += piece["frames"]
-            if not plan:
-                raise ValueError(f"{self.folder} holds no solved demonstration; nothing to finish")
-            write_json(path, plan)
-        return json.loads(path.read_text())
+        plan = read_sealed(path)
+        if plan is None:  # not begun; or damaged, and then the pieces still tell
+            if path.exists() and not self._pieces.exists():
+                raise UserError(f"{path} is damaged; remove {self.folder} to collect it anew")
+            plan = self._plan_of_pieces()
+        for name, piece in plan.items():
+            for frame, size in enumerate(piece["sizes"]):
+                places = frame_file(self._pieces / name, frame), self._frame(piece["first"] + frame)
+                if not any(has_size(place, size) for place in places):
+                    raise UserError(
+                        f"frame {places[0]} is missing or damaged; record episode {name} again, "
+                        f"or remove {self.folder} to collect it anew"
+                    )
+        write_json(path, sealed(plan))
+        return plan
+
+    def _plan_of_pieces(self) -> dict[str, Any]:
+        plan, first = dict[str, Any](), 0
+        for folder in sorted(self._pieces.glob("*[0-9]")):
+            piece = read_piece(folder)
+            if piece is None:
+                raise UserError(f"{folder} is damaged; record episode {folder.name} again")
+            if piece["frames"] and piece["maker"] == self.maker:
+                plan[folder.name] = {**piece, "first": first}
+                first += piece["frames"]
+        if not plan:
+            raise UserError(
+                f"{self.folder} holds no solved demonstration; nothing to finish. Remove it, and collect more episodes"
+            )
+        return plan
 
     def _write_index(self, pieces: list[dict[str, Any]]) -> dict[str, Any]:
         folder = self.folder
@@ -171,57 +210,17 @@ class Recorder:
         }
         _save(folder / "lang_annotations" / "auto_lang_ann.npy", np.array(annotations, dtype=object))
         size = sum(file.stat().st_size for file in folder.glob("episode_*.npz"))
-        return {"episodes": len(pieces), "segments": len(notes), "frames": spans[-1][1] + 1, "bytes": size}
-
-
-def frame_arrays(segment: Segment, index: int, label: np.ndarray) -> dict[str, np.ndarray]:
-    """What one frame's file holds: CALVIN's keys and dtypes.
-
-    Raises:
-        ValueError: the frame lacks scene_obs or an image.
-    """
-    now, after = segment.observations[index], segment.observations[index + 1]
-    if now.scene_obs is None:
-        raise ValueError("recording needs scene_obs, and this environment does not give it")
-    if now.rgb_static.size == 0 or now.rgb_gripper.size == 0:
-        raise ValueError("recording needs images; choose a renderer, and step and reset with render=True")
-    return {
-        "actions": np.append(after.robot_obs[:6], after.robot_obs[14]).astype(np.float64),
-        "rel_actions": np.asarray(label, np.float64),
-        "robot_obs": now.robot_obs.astype(np.float64),
-        "scene_obs": now.scene_obs.astype(np.float64),
-        "rgb_static": now.rgb_static,
-        "rgb_gripper": now.rgb_gripper,
-    }
-
-
-def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz as np.savez_compressed does, but faster (deflate level 1); same arrays, same bytes."""
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, array in arrays.items():
-            buffer = io.BytesIO()
-            np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy")  # dated 1980, so that equal frames are equal files
-            archive.writestr(entry, buffer.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=1)
+        return {
+            "episodes": len(pieces),
+            "segments": len(notes),
+            "frames": spans[-1][1] + 1,
+            "bytes": size,
+            "segments_per_task": dict(sorted(Counter(task for _, _, task, _ in notes).items())),
+        }
 
 
 def _save(path: Path, value: np.ndarray) -> None:
     write_atomic(path, lambda file: np.save(file, value, allow_pickle=True))
-
-
-def _moments(vectors: list[list[np.ndarray]]) -> dict[str, Any]:
-    """Count, sums, sums of squares and bounds of robot_obs, scene_obs and actions."""
-    moments: dict[str, Any] = {"count": len(vectors)}
-    for column, name in enumerate(("robot_obs", "scene_obs", "actions")):
-        if vectors:
-            values = np.array([row[column] for row in vectors])
-            moments[name] = {
-                "sum": values.sum(0).tolist(),
-                "square": (values**2).sum(0).tolist(),
-                "min": values.min(0).tolist(),
-                "max": values.max(0).tolist(),
-            }
-    return moments
 
 
 def _statistics(moments: list[dict[str, Any]]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from calvin_eval.protocol import BLOCKS, BlockState, Contact, Info
+from calvin_eval.system.errors import UserError
 
 Test = Callable[[Info, Info], bool]
 
@@ -218,16 +219,16 @@ def check(path: Path) -> tuple[int, int, list[str]]:
     """Replays a cases file: (how many agree, how many there are, the first ten disagreements in words).
 
     Raises:
-        ValueError: the file is not gzipped JSON, or lacks a key.
+        UserError: the file is not gzipped JSON, or lacks a key.
     """
     try:
         with gzip.open(path, "rt") as file:
             data = json.load(file)
     except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a file of cases, gzipped JSON: {error}") from error
+        raise UserError(f"{path} is not a file of cases, gzipped JSON: {error}") from error
     missing = {"scenes", "snapshots", "cases"} - set(data)
     if missing:
-        raise ValueError(f"{path} is not a file of cases: it lacks {', '.join(sorted(missing))}")
+        raise UserError(f"{path} is not a file of cases: it lacks {', '.join(sorted(missing))}")
     snapshots = [read_snapshot(s, data["scenes"][s["scene"]]) for s in data["snapshots"]]
     agree, wrong = 0, list[str]()
     for number, (start, end, expected) in enumerate(data["cases"]):

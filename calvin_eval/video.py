@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from calvin_eval.protocol import CONTROL_RATE_HZ, Observation
+from calvin_eval.system.files import naming
 
 SIZE = 320
 """Edge (pixels) of each picture."""
@@ -62,19 +66,38 @@ class Clip:
 
         Raises:
             ValueError: nothing was filmed.
+            OSError: the disk is full, or cannot be written to. Names the file; the half film is removed.
         """
         if self._writer is None:
             raise ValueError(f"nothing was filmed for {self.path}")
-        self._writer.close()
-        os.replace(self._temporary, self.path)
+        with self._encoding():
+            self._writer.close()
+            if not _is_whole(self._temporary):  # the encoder says nothing when the disk is full
+                raise OSError(errno.EIO, "the encoder could not complete the film; is the disk full?")
+            with self._temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(self._temporary, self.path)
+
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        """Lets errors of the encoder name the film, in one line, and removes what it has written."""
+        try:
+            with naming(self.path):
+                yield
+        except OSError as error:
+            self._temporary.unlink(missing_ok=True)
+            if error.errno is None:  # imageio's, which quotes all that the encoder has said
+                raise OSError(errno.EIO, "the encoder failed; is the disk full?", str(self.path)) from error
+            raise
 
     def _show(self, observation: Observation, success: bool | None = None) -> None:
-        if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = imageio.get_writer(
-                self._temporary, fps=CONTROL_RATE_HZ / EVERY, codec="libx264", quality=6, macro_block_size=4
-            )
-        self._writer.append_data(self._draw(observation, success))
+        with self._encoding():
+            if self._writer is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._writer = imageio.get_writer(
+                    self._temporary, fps=CONTROL_RATE_HZ / EVERY, codec="libx264", quality=6, macro_block_size=4
+                )
+            self._writer.append_data(self._draw(observation, success))
 
     def _draw(self, observation: Observation, success: bool | None) -> np.ndarray:
         """One frame (SIZE + BAR, 2 SIZE, 3) uint8."""
@@ -88,3 +111,19 @@ class Clip:
             word, colour = ("solved", GREEN) if success else ("failed", RED)
             draw.text((2 * SIZE - 12, SIZE + 12), word, fill=colour, font=self._font, anchor="ra")
         return np.asarray(page)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an mp4's boxes end where the file ends, its index among them, which comes last."""
+    size, position, kinds = path.stat().st_size, 0, set[bytes]()
+    with path.open("rb") as file:
+        while position + 8 <= size:
+            file.seek(position)
+            length, kind = int.from_bytes(file.read(4), "big"), file.read(4)
+            if length == 1:  # a long one
+                length = int.from_bytes(file.read(8), "big")
+            if length < 8:
+                return False
+            position += length
+            kinds.add(kind)
+    return position == size and b"moov" in kinds

@@ -67,7 +67,7 @@ def test_a_finished_collection_is_left_alone_and_other_settings_are_refused(data
     before = (data / "training" / "statistics.yaml").stat().st_mtime_ns
     collect(data.parent, SETTINGS, workers=1)
     assert (data / "training" / "statistics.yaml").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match=r"other settings \(seed\)"):
+    with pytest.raises(ValueError, match=r"other settings \(seed 3, now 4\)"):
         collect(data.parent, CollectSettings(episodes=3, validation_episodes=1, seed=4, episode=SETTINGS.episode))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import multiprocessing
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,46 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from recordings import FIRST, SECOND, Episodes, record, three_episodes, tree
 
 from calvin_eval.protocol import NO_IMAGE
 from calvin_eval.recording import Recorder
 from calvin_eval.scene_config import merged_config
-from calvin_eval.segments import Segment
 from calvin_eval.tasks import TASKS
-from calvin_eval.world.playtable import PlayTable
 from roboflamingo.data.annotations import load_plain_dict, read_segments
-
-Episodes = list[list[Segment]]
-FIRST, SECOND = list(TASKS)[:2]
-
-
-def act(world: PlayTable, task: str, frames: int, rng: np.random.Generator, solved: bool = True) -> Segment:
-    """A segment of random actions from the world's present state."""
-    segment = Segment(task, f"please {task}", [world.observe()], [], solved)
-    for _ in range(frames):
-        action = np.append(rng.uniform(-1, 1, 6), rng.choice([-1.0, 1.0]))
-        segment.observations.append(world.step(action))
-        segment.labels.append(action / [2, 2, 2, 2, 2, 2, 1])
-    return segment
 
 
 @pytest.fixture(scope="module")
 def episodes() -> Episodes:
-    """Three episodes: two tasks solved; one solved, then one failed; one failed at once."""
-    rng, result = np.random.default_rng(0), []
-    with PlayTable("D") as world:
-        for lengths, outcomes in (((6, 4), (True, True)), ((5, 3), (True, False)), ((4,), (False,))):
-            world.reset()
-            tasks = (FIRST, SECOND)[: len(lengths)]
-            result.append([act(world, t, n, rng, o) for t, n, o in zip(tasks, lengths, outcomes, strict=True)])
-    return result
-
-
-def record(folder: Path, episodes: Episodes, order: Sequence[int] | None = None, scene: str = "D") -> Recorder:
-    recorder = Recorder(folder, scene)
-    for number in order if order is not None else range(len(episodes)):
-        recorder.write(number, scene, episodes[number])
-    return recorder
+    return three_episodes()
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +35,6 @@ def split(episodes: Episodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def frame(split: Path, number: int) -> dict[str, np.ndarray]:
     with np.load(split / f"episode_{number:07d}.npz") as arrays:
         return dict(arrays)
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """A digest of every file."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def test_frames_read_back_to_the_bit_with_calvin_s_keys_and_types(split: Path, episodes: Episodes) -> None:
@@ -217,7 +181,9 @@ def test_finishing_goes_on_after_a_kill(tmp_path: Path, split: Path, episodes: E
 def test_counts_are_reported(tmp_path: Path, episodes: Episodes) -> None:
     counts = record(tmp_path / "training", episodes).finish()
     size = sum(file.stat().st_size for file in (tmp_path / "training").glob("*.npz"))
-    assert counts == {"episodes": 2, "segments": 3, "frames": 15, "bytes": size}
+    per_task = {SECOND: 1, FIRST: 2}
+    assert counts == {"episodes": 2, "segments": 3, "frames": 15, "bytes": size, "segments_per_task": per_task}
+    assert Recorder(tmp_path / "training", "D").counts() == counts
 
 
 @pytest.mark.parametrize(

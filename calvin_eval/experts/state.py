@@ -12,6 +12,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from calvin_eval.protocol import BLOCKS, Observation
+from calvin_eval.system.errors import UserError
 from calvin_eval.world.scenes import SceneGeometry, scene_geometry
 
 THINNEST = 0.028
@@ -103,10 +104,10 @@ class State:
         """Names the entries of an observation (CALVIN SPEC 1.2, 1.3).
 
         Raises:
-            ValueError: the observation carries no scene_obs.
+            UserError: the observation carries no scene_obs.
         """
         if observation.scene_obs is None:
-            raise ValueError("scripted demonstrators need scene_obs, and this environment does not give it")
+            raise UserError("scripted demonstrators need scene_obs, and this environment does not give it")
         geometry = scene_geometry(scene)
         robot, table = observation.robot_obs, observation.scene_obs
         blocks = {

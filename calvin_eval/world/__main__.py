@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from calvin_eval.protocol import SCENES
+from calvin_eval.system.errors import UserError
 from calvin_eval.world.playtable import PlayTable
 from calvin_eval.world.silhouettes import silhouette_overlap
 
@@ -30,12 +31,12 @@ def tcp_errors(path: Path, scene: str) -> list[tuple[int, float]]:
         scene: where they were recorded.
 
     Raises:
-        ValueError: a key is missing.
+        UserError: a key is missing.
     """
     with np.load(path) as file:
         missing = [key for key in KEYS if key not in file.files]
         if missing:
-            raise ValueError(f"{path} lacks {', '.join(missing)}; a rollouts file has {', '.join(KEYS)}")
+            raise UserError(f"{path} lacks {', '.join(missing)}; a rollouts file has {', '.join(KEYS)}")
         data = {key: file[key] for key in KEYS}
     results = []
     with PlayTable(scene, renderer="none") as world:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from calvin_eval.system.errors import UserError
+
 if TYPE_CHECKING:
     from calvin_eval.world.playtable import PlayTable
 
@@ -37,7 +39,7 @@ class CameraSizes:
     def __post_init__(self) -> None:
         for name, size in (("static", self.static), ("gripper", self.gripper)):
             if size < 8:
-                raise ValueError(f"camera size {name}={size} is too small; give at least 8 pixels")
+                raise UserError(f"camera size {name}={size} is too small; give at least 8 pixels")
 
 
 class Renderer(Protocol):
@@ -59,10 +61,10 @@ def make_renderer(name: str, world: PlayTable, sizes: CameraSizes) -> Renderer |
     """The renderer of that name for a world; TinyRenderer, with a warning, where Panda3D is not installed.
 
     Raises:
-        ValueError: no such renderer.
+        UserError: no such renderer.
     """
     if name not in RENDERERS:
-        raise ValueError(f"renderer {name!r} does not exist; choose one of {', '.join(RENDERERS)}")
+        raise UserError(f"renderer {name!r} does not exist; choose one of {', '.join(RENDERERS)}")
     if name == "none":
         return None
     if name == "panda3d":

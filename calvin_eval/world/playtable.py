@@ -3,8 +3,9 @@
 Physics runs at 240 Hz, control at 30 Hz. Order within a step: motors, eight physics steps, button and switch, then
 the observation; within a reset: table, robot, one physics step (CALVIN SPEC 1.1).
 
-Left out of CALVIN's quirks: the last gripper command does not survive a reset (`Robot`), and results do not depend
-on what the process simulated before, because every reset starts from one and the same state of the engine.
+Left out of CALVIN's quirks: neither the last gripper command (`Robot`) nor a pressed button (`Table`) survives a
+reset, and results do not depend on what the process simulated before, because every reset starts from one and the
+same state of the engine.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import pybullet_data
 
 from calvin_eval.protocol import NO_IMAGE, BlockState, Contact, Info, Observation
+from calvin_eval.system.errors import UserError
 from calvin_eval.world import urdf
 from calvin_eval.world.bullet import pybullet as p
 from calvin_eval.world.cameras import CameraSizes, Renderer, make_renderer
@@ -41,7 +43,7 @@ class PlayTable:
         seed: for the block positions of a reset without scene_obs.
 
     Raises:
-        ValueError: an unknown scene or renderer.
+        UserError: an unknown scene or renderer.
     """
 
     def __init__(
@@ -122,11 +124,11 @@ class PlayTable:
         """Puts robot (15,) and table (24,) into a state; without one, the resting state and random block positions.
 
         Raises:
-            ValueError: a state of the wrong length.
+            UserError: a state of the wrong length.
         """
         for name, state, length in (("robot_obs", robot_obs, 15), ("scene_obs", scene_obs, 24)):
             if state is not None and len(state) != length:
-                raise ValueError(f"{name} must have {length} entries, not {len(state)}")
+                raise UserError(f"{name} must have {length} entries, not {len(state)}")
         self._forget()
         self.table.reset(None if scene_obs is None else scene_obs[:6])
         if scene_obs is None:

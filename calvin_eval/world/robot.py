@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from calvin_eval.protocol import ACTION_SIZE, MAX_REL_ORN, MAX_REL_POS
+from calvin_eval.system.errors import UserError
 from calvin_eval.world.bullet import pybullet as p
 from calvin_eval.world.scenes import RESTING_JOINTS, ROBOT_BASE
 
@@ -79,7 +80,7 @@ class Robot:
                 dictionaries {"type": "cartesian_rel" | "cartesian_abs" | "joint_rel" | "joint_abs", "action": ..}.
 
         Raises:
-            ValueError: another form, a value that is not finite, or a gripper entry other than -1 and 1.
+            UserError: another form, a value that is not finite, or a gripper entry other than -1 and 1.
         """
         if isinstance(action, Mapping):
             joints, gripper = self._from_dictionary(action)
@@ -89,12 +90,12 @@ class Robot:
             position, orientation, gripper = tuple(action)
             joints = self._absolute(position, orientation)
         else:
-            raise ValueError(f"an action has 7 numbers, or is (position, orientation, gripper); this has {len(action)}")
+            raise UserError(f"an action has 7 numbers, or is (position, orientation, gripper); this has {len(action)}")
         value = float(np.asarray(gripper).reshape(-1)[0])
         if value not in (-1.0, 1.0):
-            raise ValueError(f"the gripper entry of an action must be exactly -1 (close) or 1 (open), not {value}")
+            raise UserError(f"the gripper entry of an action must be exactly -1 (close) or 1 (open), not {value}")
         if not all(map(math.isfinite, joints)):
-            raise ValueError(f"the action leads to joint targets that are not finite: {action}")
+            raise UserError(f"the action leads to joint targets that are not finite: {action}")
         self.gripper = value
         self._drive_arm(joints)
         if value > 0:
@@ -115,9 +116,9 @@ class Robot:
 
     def _relative(self, action: np.ndarray) -> tuple[list[float], float]:
         if not np.isfinite(action).all():
-            raise ValueError(f"an action must be finite, not {action}")
+            raise UserError(f"an action must be finite, not {action}")
         if action[6] not in (-1.0, 1.0):
-            raise ValueError(f"the gripper entry of an action must be exactly -1 (close) or 1 (open), not {action[6]}")
+            raise UserError(f"the gripper entry of an action must be exactly -1 (close) or 1 (open), not {action[6]}")
         self.target_position = self.target_position + MAX_REL_POS * action[:3]
         self.target_euler = self.target_euler + MAX_REL_ORN * action[3:6]
         return self._absolute(self.target_position.tolist(), self.target_euler.tolist()), action[6]
@@ -135,7 +136,7 @@ class Robot:
     def _from_dictionary(self, action: Mapping[str, Any]) -> tuple[Sequence[float] | np.ndarray, Any]:
         kind, values = action.get("type"), action.get("action")
         if values is None or kind not in ("cartesian_rel", "cartesian_abs", "joint_rel", "joint_abs"):
-            raise ValueError(
+            raise UserError(
                 f"an action dictionary needs 'action' and a 'type' out of cartesian_rel, cartesian_abs, joint_rel, "
                 f"joint_abs; this has type {kind!r}"
             )

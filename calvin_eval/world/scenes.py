@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from calvin_eval.protocol import SCENES
+from calvin_eval.system.errors import UserError
 
 TABLE_TOP = 0.44
 BLOCK_THICKNESS = 0.04
@@ -153,8 +154,8 @@ def scene_geometry(scene: str) -> SceneGeometry:
     """The geometry of a scene.
 
     Raises:
-        ValueError: no such scene.
+        UserError: no such scene.
     """
     if scene not in _SCENES:
-        raise ValueError(f"scene {scene!r} does not exist; choose one of {', '.join(SCENES)}")
+        raise UserError(f"scene {scene!r} does not exist; choose one of {', '.join(SCENES)}")
     return _SCENES[scene]

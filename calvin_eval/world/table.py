@@ -5,7 +5,9 @@ Non-obvious behaviours, kept as CALVIN has them
     - The button toggles its light when it gets pressed (its joint passes half of its travel), not while it is held.
     - The switch's light follows edges of the lever: after a reset a lit bulb with the lever down stays lit until the
       lever has been up and down once; with the lever up it is lit again by the first step.
-    - A reset does not forget whether the button was pressed when the last episode ended.
+
+Left out: CALVIN's reset does not forget whether the button was pressed when the last episode ended. Here it does, so
+that a reset into a pressed button toggles the light at the first step, as in a new world.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ class Table:
         for joint, value in zip(self.joints, values[:4], strict=True):
             p.resetJointState(self.uid, joint, value, physicsClientId=self.client)
         self.lightbulb, self.led = int(values[4] > 0.5), int(values[5] > 0.5)
+        self._button_was_pressed = False
         self._switch_on = False
 
     def step(self) -> None:

@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from calvin_eval.check import check_demonstrators, print_check
 from calvin_eval.collect import CollectSettings, collect
 from calvin_eval.protocol import Policy
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.provenance import fingerprint
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
 from roboflamingo.cli.policies import open_policy
 
@@ -55,7 +58,21 @@ def main(arguments: Sequence[str]) -> None:
         if config.check:
             print_check(check_demonstrators(config.scenes, config.starts, workers=config.workers))
             return
-        maker: partial[Policy] | None = None
-        if config.policy is not None:
-            maker = partial(open_policy, config.policy, config.execute)
-        collect(Path(config.out), config.settings, workers=config.workers, make_policy=maker)
+        maker, about = (None, None) if config.policy is None else acting_first(config.policy, config.execute)
+        collect(Path(config.out), config.settings, workers=config.workers, make_policy=maker, about=about)
+
+
+def acting_first(folder: str, execute: int) -> tuple[partial[Policy], dict[str, Any]]:
+    """What `collect` needs of a policy that acts first (DAgger): how to make it, and what it is known by.
+
+    Args:
+        folder: of the policy.
+        execute: E, the actions of a chunk that it executes.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"--policy {folder} is no folder of a policy; give one that `roboflamingo train` has saved")
+    about = {"policy": fingerprint(Path(folder)), "execute": execute}
+    return partial(open_policy, folder, execute), about

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +23,8 @@ from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.machine import cores, matmul_gflops, processor
 from roboflamingo.cli import evaluate as evaluate_verb
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
+from roboflamingo.cli.collect import acting_first
 from roboflamingo.cli.estimate import estimate, measure
-from roboflamingo.cli.policies import open_policy
 from roboflamingo.data.annotations import DataError
 from roboflamingo.policy import PolicyConfig
 from roboflamingo.training.config import ConfigError, DataConfig, OptimizerConfig, TrainConfig
@@ -241,8 +240,9 @@ def _collection(config: DemoConfig, number: int) -> CollectSettings:
 
 def _collect(config: DemoConfig, number: int, policy: Path | None) -> Path:
     """The data set of a round; after the first, the policy acts first."""
-    maker = None if policy is None else partial(open_policy, str(policy), 4)
-    return collect(_data(config, number).parent, _collection(config, number), workers=config.workers, make_policy=maker)
+    maker, about = (None, None) if policy is None else acting_first(str(policy), 4)
+    out, settings = _data(config, number).parent, _collection(config, number)
+    return collect(out, settings, workers=config.workers, make_policy=maker, about=about)
 
 
 def _training(config: DemoConfig, number: int, data: dict[str, float], policy: Path | None) -> TrainConfig:

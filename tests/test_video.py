@@ -1,0 +1,52 @@
+"""Films are whole, or an error that names them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+import pytest
+
+from calvin_eval.protocol import Observation
+from calvin_eval.video import BAR, SIZE, Clip
+
+
+def film(path: Path, steps: int = 60) -> Clip:
+    """A film of noise, which is hard to compress."""
+    rng, clip = np.random.default_rng(0), Clip(path)
+    for step in range(steps):
+        images = (rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for size in (200, 84))
+        observation = Observation(*images, np.zeros(15))
+        if step == 0:
+            clip.begin("open the drawer", observation)
+        else:
+            clip.add(observation)
+    clip.end(True)
+    return clip
+
+
+def test_a_film_appears_when_it_is_complete_and_alone(tmp_path: Path) -> None:
+    clip = film(tmp_path / "videos" / "chain_000.mp4")
+    assert not clip.path.exists()
+    clip.save()
+    assert [file.name for file in clip.path.parent.iterdir()] == ["chain_000.mp4"]
+    assert imageio.mimread(clip.path, memtest=False)[0].shape == (SIZE + BAR, 2 * SIZE, 3)
+
+
+@pytest.mark.parametrize("limit", [0, 200_000])
+def test_a_full_disk_is_one_line_that_names_the_film_and_leaves_nothing(tmp_path: Path, limit: int) -> None:
+    program = (
+        "import resource; from pathlib import Path; from test_video import film\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        f"film(Path({str(tmp_path / 'chain_000.mp4')!r})).save()"
+    )
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("OSError: [Errno 5] the encoder ")
+    assert last.endswith(f"is the disk full?: '{tmp_path / 'chain_000.mp4'}'")
+    assert not list(tmp_path.iterdir())
