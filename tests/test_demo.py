@@ -13,6 +13,7 @@ import yaml
 
 from calvin_eval.demonstrations import EpisodeSettings
 from calvin_eval.system.locks import folder_lock
+from calvin_eval.system.provenance import fingerprint
 from roboflamingo.cli import demo, estimate
 from roboflamingo.training.config import OptimizerConfig
 from runs import metrics, tiny_policy
@@ -68,6 +69,15 @@ def test_a_finished_demo_repeats_nothing(finished: Path, capsys: pytest.CaptureF
     demo.main(["--config", str(finished / "demo.yaml")])
     assert weights.stat().st_mtime_ns == made
     assert "This will take" not in capsys.readouterr().out
+
+
+def test_after_more_training_the_chains_are_run_anew(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    longer = write_config(finished, rounds=[{"episodes": 2, "steps": 6}, {"episodes": 1, "steps": 5}])
+    before = json.loads((finished / "demo" / "results.json").read_text())["closed_loop"]["policy_fingerprint"]
+    demo.main(["--config", str(longer)])
+    assert "This will take" in capsys.readouterr().out
+    after = json.loads((finished / "demo" / "results.json").read_text())["closed_loop"]["policy_fingerprint"]
+    assert after == fingerprint(finished / "demo" / "train2" / "policy") != before
 
 
 def test_two_demos_in_one_folder_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

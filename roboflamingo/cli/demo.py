@@ -168,7 +168,8 @@ def _left(config: DemoConfig) -> tuple[int, int, list[int]]:
             episodes += settings.episodes + settings.validation_episodes
         made = [line["step"] for line in read_lines(_training_run(config, number) / "metrics.jsonl")]
         steps += max(0, each.steps - max(made, default=0))
-    horizons = [e for label, e in _horizons(config).items() if not (_chains(config, label) / "results.json").is_file()]
+    left = {label: steps or not (_chains(config, label) / "results.json").is_file() for label in _horizons(config)}
+    horizons = [execute for label, execute in _horizons(config).items() if left[label]]
     return episodes, steps, horizons
 
 
@@ -289,6 +290,7 @@ def _evaluate(config: DemoConfig, policy: Path) -> dict[str, Any]:
                 ),
                 execute=execute,
                 workers=config.workers,
+                fresh=True,  # chains of the weights before further training are no longer this demo's
             ),
             label,
         )
