@@ -156,6 +156,8 @@ def demonstrate_task(
         label = demonstrate(task, observation, env.scene)
         executed = acting(observation) if acting is not None and step < handover else disturb(label)
         observation = env.step(executed, render=settings.render)
+        if pending and getattr(actor, "watches", False):
+            memory = actor.watch(observation, memory)  # type: ignore[union-attr]
         segment.labels.append(label)
         segment.observations.append(observation)
         if solved(start, env.info()):

@@ -154,6 +154,9 @@ class Policy(Protocol):
 
     A policy keeps no episode in itself: memory goes in and comes out, so that many episodes share one forward
     pass and an episode can be paused, copied or moved.
+
+    A policy whose attribute `watches` is true (it may be missing) has a method `watch(observation, memory) -> memory`
+    as well, which is called for every observation between two calls of `act`, in order.
     """
 
     def start(self, instruction: str) -> Memory:

@@ -5,7 +5,7 @@ control steps and is tested after every one of them; the first failure ends the 
 
 Non-obvious behaviours
     - A chunk ends early where the task is solved or out of time within it.
-    - Images are rendered only where the policy looks next, or where the chain is filmed.
+    - Images are rendered only where the policy looks next, or at every step for policies that watch and for films.
     - What a policy returns is checked before anything moves: a policy is often somebody else's program.
 """
 
@@ -153,8 +153,9 @@ class _Rollout:
 
     def execute(self, actions: np.ndarray) -> None:
         """Executes a chunk (K, 7), unless the task is solved or out of time within it."""
+        watches = getattr(self.policy, "watches", False)
         for number, action in enumerate(actions, start=1):
-            looks_next = number == len(actions) and self.step + 1 < self.settings.max_steps
+            looks_next = (watches or number == len(actions)) and self.step + 1 < self.settings.max_steps
             rendered = looks_next or self.clip is not None
             self.observation = self.env.step(action, render=rendered)
             self.step += 1
@@ -169,6 +170,8 @@ class _Rollout:
             if self.step == self.settings.max_steps:
                 self._end_task(False)
                 return
+            if watches and number < len(actions):
+                self.memory = self.policy.watch(self.observation, self.memory)  # type: ignore[attr-defined]
 
     def finish(self) -> ChainResult:
         """What came of it, once it is over."""

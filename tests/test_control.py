@@ -44,13 +44,18 @@ def commands_of_whole_windows(policy, frames, sentence=SENTENCES[0]):
         window = frames[max(0, last - length + 1) : last + 1]
         if policy.config.head.last_step_only:
             window = [window[0]] * (length - len(window)) + window
-        batch = PolicyController(policy)._batch(window)
-        with torch.inference_mode():
-            prediction = policy.predict(
-                {name: x.transpose(0, 1) for name, x in batch.items()} | {"instruction": [sentence]}
-            )
-        commands.append(prediction.pose[0, -1].double().numpy())
+        commands.append(command_of_window(policy, window, sentence))
     return commands
+
+
+def command_of_window(policy, window, sentence=SENTENCES[0]):
+    """The poses (K, 6) that the head predicts at the end of a window that is shown to it whole."""
+    batch = PolicyController(policy)._batch([[frame] for frame in window])
+    with torch.inference_mode():
+        prediction = policy.predict(
+            {name: x.transpose(0, 1) for name, x in batch.items()} | {"instruction": [sentence]}
+        )
+    return prediction.pose[0, -1].double().numpy()
 
 
 @pytest.mark.parametrize("head", ["lstm", "gpt", "mlp_history", "bins"])
@@ -135,27 +140,54 @@ def test_impossible_executions_are_refused(execute, ensemble, message):
         PolicyController(small_policy(), execute, ensemble)
 
 
-@pytest.mark.parametrize(("stride", "execute"), [(1, 1), (2, 1), (2, 2), (4, 2), (3, 1)])
-@pytest.mark.parametrize("last_step_only", [False, True])
-def test_windows_hold_frames_as_far_apart_as_training_showed_them(stride, execute, last_step_only):
-    policy = small_policy(window=3, stride=stride, head=HeadConfig(hidden=16, last_step_only=last_step_only))
-    every = observations(12)  # at each control step, of which the policy sees every E-th
-    seen = list(range(0, len(every), execute))
-    actions = run(PolicyController(policy, execute), [every[step] for step in seen])
-    for step, action in zip(seen, actions, strict=True):
+def run_every_step(controller, every):
+    """An episode of which every observation is there; `act` at each E-th, and what is between as the policy asks."""
+    memory, actions = controller.start(SENTENCES[0]), {}
+    for step, observation in enumerate(every):
+        if step % controller.execute == 0:
+            chunk, (memory,) = controller.act([observation], [memory])
+            actions[step] = chunk[0]
+        elif controller.watches:
+            memory = controller.watch(observation, memory)
+    return actions
+
+
+@pytest.mark.parametrize(
+    ("stride", "execute", "watches"),
+    [
+        (1, 1, False),
+        (2, 1, False),
+        (2, 2, False),
+        (4, 2, False),
+        (3, 1, False),
+        (1, 2, True),
+        (2, 4, True),
+        (3, 2, True),
+    ],
+)
+@pytest.mark.parametrize("change", [{}, {"last_step_only": True}, {"fusion": "vit_concat"}])
+def test_windows_hold_frames_as_far_apart_as_training_showed_them(stride, execute, watches, change):
+    fusion, last_step_only = change.get("fusion", "post"), change.get("last_step_only", False)
+    policy = small_policy(
+        window=3, stride=stride, head=HeadConfig(hidden=16, last_step_only=last_step_only),
+        backbone=replace(small_config().backbone, fusion=fusion),
+    )  # fmt: skip
+    controller, every = PolicyController(policy, execute), observations(12)  # an observation at each control step
+    assert controller.watches == watches
+    for step, action in run_every_step(controller, every).items():
         window = [every[step - stride * back] for back in (2, 1, 0) if step >= stride * back]
-        if last_step_only:  # trained on full windows, with the segment's first frame before
+        if change:  # trained on full windows, with the segment's first frame before
             window = [every[0]] * (3 - len(window)) + window
-        expected = commands_of_whole_windows(policy, window)[-1]
+        expected = command_of_window(policy, window)
         np.testing.assert_allclose(action[:, :6], expected[:execute], atol=1e-6)
 
 
-@pytest.mark.parametrize(("stride", "execute"), [(1, 2), (2, 4), (3, 2)])
-def test_frames_further_apart_than_in_training_are_refused(stride, execute):
-    message = rf"a frame every {execute} control steps.*frames {stride} apart \(data\.stride\).*data\.stride {execute}"
-    with pytest.raises(UserError, match=message):
-        PolicyController(small_policy(stride=stride), execute)
-    PolicyController(small_policy(stride=stride, window=1), execute)  # one frame is no distance from any other
+def test_a_caller_that_keeps_back_what_a_policy_must_see_is_told():
+    controller, frames = PolicyController(small_policy(window=3), execute=2), observations(2)
+    _, memories = controller.act(frames[:1], [controller.start(SENTENCES[0])])
+    with pytest.raises(UserError, match=r"execute=2 and frames 1 apart .* call its `watch`"):
+        controller.act(frames[1:], memories)
+    assert not PolicyController(small_policy(window=1), execute=2).watches  # one frame is no distance from any other
 
 
 def test_a_policy_that_sees_refuses_to_be_blind():
