@@ -16,7 +16,7 @@ from calvin_eval.experts import demonstrate
 from calvin_eval.experts.state import State
 from calvin_eval.instructions import sentences
 from calvin_eval.leash import TargetLeash
-from calvin_eval.protocol import ACTION_SIZE, Env, Observation, Policy
+from calvin_eval.protocol import ACTION_SIZE, Env, Observation, Policy, check_actions
 from calvin_eval.segments import Segment
 from calvin_eval.starts import possible, start_for
 from calvin_eval.system.errors import UserError
@@ -101,25 +101,25 @@ class _Acting:
         self._pending: list[np.ndarray] = []
 
     def __call__(self, observation: Observation) -> np.ndarray:
-        """The action (7,) to execute next."""
+        """The action (7,) to execute next; to be called at every step, since a policy may watch."""
         if not self._pending:
-            if observation.rgb_static.size == 0:
-                observation = self._env.observe()
-            if observation.rgb_static.size == 0:
-                raise UserError(
-                    f"a policy is to act, and this environment renders nothing ({self._env.renderer}); "
-                    "choose a renderer"
-                )
-            actions, (self._memory,) = self._policy.act([observation], [self._memory])
-            shape = np.shape(actions)
-            if len(shape) != 3 or shape[0] != 1 or shape[1] < 1 or shape[2] != ACTION_SIZE:
-                raise UserError(
-                    f"the policy returned actions of shape {shape}; one episode needs (1, K, {ACTION_SIZE}), K >= 1"
-                )
-            if not np.isfinite(actions).all():
-                raise UserError("the policy returned actions that are not finite; its weights may be damaged")
+            actions, (self._memory,) = self._policy.act([self._with_images(observation)], [self._memory])
+            check_actions(actions, 1)
             self._pending = list(actions[0])
+        elif getattr(self._policy, "watches", False):
+            self._memory = self._policy.watch(  # type: ignore[attr-defined]
+                self._with_images(observation), self._memory
+            )
         return self._pending.pop(0)
+
+    def _with_images(self, observation: Observation) -> Observation:
+        if observation.rgb_static.size == 0:
+            observation = self._env.observe()
+        if observation.rgb_static.size == 0:
+            raise UserError(
+                f"a policy is to act, and this environment renders nothing ({self._env.renderer}); choose a renderer"
+            )
+        return observation
 
 
 def demonstrate_task(
@@ -156,8 +156,6 @@ def demonstrate_task(
         label = demonstrate(task, observation, env.scene)
         executed = acting(observation) if acting is not None and step < handover else disturb(label)
         observation = env.step(executed, render=settings.render)
-        if pending and getattr(actor, "watches", False):
-            memory = actor.watch(observation, memory)  # type: ignore[union-attr]
         segment.labels.append(label)
         segment.observations.append(observation)
         if solved(start, env.info()):

@@ -275,7 +275,7 @@ def test_a_policy_sees_images_where_it_looks_though_none_are_recorded(world: Pla
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        (np.zeros((0, 7)), r"actions of shape \(1, 0, 7\); one episode needs \(1, K, 7\), K >= 1"),
+        (np.zeros((0, 7)), r"actions of shape \(1, 0, 7\); 1 episodes need \(1, K, 7\) with K of at least 1"),
         (np.zeros((2, 6)), r"shape \(1, 2, 6\)"),
         (np.full((2, 7), np.nan), "not finite"),
     ],

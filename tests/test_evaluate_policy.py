@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from calvin_eval.demonstrations import EpisodeSettings, demonstrate_task
 from calvin_eval.evaluate import EvaluateSettings, run_chains
 from calvin_eval.system.errors import UserError
 from calvin_eval.world.playtable import PlayTable
@@ -54,6 +55,22 @@ def test_how_many_environments_share_a_pass_changes_no_action(window: int, execu
     alone = actions_of_chains(policy, 1, tmp_path, execute)
     assert len(alone) == 5
     assert actions_of_chains(policy, 3, tmp_path, execute) == alone
+
+
+def test_a_policy_that_begins_a_task_of_a_demonstration_sees_the_frames_between_its_chunks() -> None:
+    policy, seen = PolicyController(small_policy(window=3), execute=2), list[int]()
+
+    class Counting(PolicyController):
+        def act(self, observations: Any, memories: Any) -> Any:
+            seen.append(1 + len(memories[0].unseen))
+            return super().act(observations, memories)
+
+    rng = np.random.default_rng(0)
+    with PlayTable("D", "tinyrenderer") as table:
+        counting = Counting(policy.policy, execute=2)
+        settings = EpisodeSettings(max_steps=16)
+        demonstrate_task(table, table.reset(), "open_drawer", "open the drawer", settings, rng, counting)
+    assert seen[0] == 1 and len(seen) > 2 and set(seen[1:]) == {2}
 
 
 @pytest.fixture()

@@ -84,20 +84,20 @@ def test_joined_frames_act_on_the_window_so_far():
     for last, frame in enumerate(frames):
         action, (memory,) = controller.act([frame], [memory])
         window = [frames[max(0, last - back)] for back in (2, 1, 0)]
-        batch = {name: x.transpose(0, 1) for name, x in controller._batch(window).items()}
+        batch = {name: x.transpose(0, 1) for name, x in controller._batch([[frame] for frame in window]).items()}
         expected = policy.predict(batch | {"instruction": [SENTENCES[0]]})
         np.testing.assert_allclose(action[0, 0, :6], expected.pose[0, 0, 0], atol=1e-5)
 
 
 @torch.no_grad()
-def test_pooled_padding_makes_a_sentence_depend_on_its_batch():
+def test_pooled_padding_makes_a_sentence_depend_on_its_batch_in_training_alone():
     long = " ".join(SENTENCES[1].split() * 3)
-    for padding in (False, True):
-        policy = small_policy(pool_padding=padding, state="none")
+    for padding, training in ((False, True), (True, True), (True, False)):
+        policy = small_policy(pool_padding=padding, state="none").train(training)
         batch = a_batch(policy.config)
         alone = policy.features({key: value[:1] for key, value in batch.items()} | {"instruction": [SENTENCES[0]]})
         among = policy.features(batch | {"instruction": [SENTENCES[0], long]})[:1]
-        assert torch.allclose(alone, among, atol=1e-5) != padding
+        assert torch.allclose(alone, among, atol=1e-5) != (padding and training)
 
 
 def test_named_vectors_are_read_from_the_data_normalised_and_asked_for(tmp_path):
