@@ -50,6 +50,7 @@ class Breaking(Expert):
     def start(self, instruction: str) -> Memory:
         self.left -= 1
         if self.left < 0 and self.kill:
+            time.sleep(0.5)  # what is finished is on its way for some milliseconds
             os.kill(os.getpid(), signal.SIGKILL)
         if self.left < 0:
             raise OSError("the camera fell off")
