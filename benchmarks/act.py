@@ -17,10 +17,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from facts import made_on
 from reference_way import SENTENCES, SWITCHES, add_arguments, parsed, policy_for, policy_of
 
 from calvin_eval.protocol import Observation
-from calvin_eval.system.provenance import provenance
 from roboflamingo.control import PolicyController
 
 CHUNK = 5
@@ -97,8 +97,7 @@ def main() -> None:
                 "precision": given.precision,
                 "reference_precision": given.reference_precision,
                 "chunk": CHUNK,
-                "threads": given.threads,
-                "made_with": provenance(),
+                **made_on(given.threads),
             }
         )
     )

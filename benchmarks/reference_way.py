@@ -25,6 +25,7 @@ from open_flamingo.src.utils import extend_instance
 from torch import Tensor, nn
 from transformers import MptForCausalLM
 
+from calvin_eval.system.machine import cores
 from roboflamingo.backbone.flamingo import BackboneConfig, CrossAttentionConfig, Flamingo, ResamplerConfig, Text
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.vision import VisionConfig
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of ours; auto as trained"
     )
     parser.add_argument("--reference_precision", choices=("fp32", "bf16"), default="fp32", help="its own is fp32")
-    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", cores())))
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:

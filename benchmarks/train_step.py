@@ -23,10 +23,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
+from facts import made_on
 from reference_way import MPT_VOCABULARY, SENTENCES, SWITCHES, add_arguments, parsed, policy_for, policy_of
 from torch import Tensor, nn
 
-from calvin_eval.system.provenance import provenance
 from roboflamingo.policy import PolicyConfig
 from roboflamingo.training.layers import checkpoint_activations
 
@@ -212,9 +212,8 @@ def main() -> None:
                 "precision": given.precision,
                 "reference_precision": given.reference_precision,
                 "batch": given.batch,
-                "threads": given.threads,
                 "switches": list(given.switches),
-                "made_with": provenance(),
+                **made_on(given.threads),
             }
         )
     )
