@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -69,9 +70,11 @@ def main() -> None:
     ours, theirs = policy_for(config, (), half=half), policy_for(config, SWITCHES, half=False)
     for policy in (ours, theirs):
         policy.to(given.device)
+    spaced = copy(ours)  # the same weights, as if trained on frames as far apart as open loop shows them
+    spaced.config = replace(ours.config, stride=CHUNK)
     ways = {
         "ours": (PolicyController(ours), given.precision),
-        "ours, open loop": (PolicyController(ours, CHUNK), given.precision),
+        "ours, open loop": (PolicyController(spaced, CHUNK), given.precision),
         "the reference's way": (PolicyController(theirs), given.reference_precision),
     }
     seconds: dict[str, float] = {}
