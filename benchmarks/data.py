@@ -20,10 +20,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import torch
+from facts import made_on
 
 from calvin_eval.collect import CollectSettings, collect
 from calvin_eval.demonstrations import EpisodeSettings
-from calvin_eval.system.provenance import provenance
 from roboflamingo.data.frames import PackSettings
 from roboflamingo.data.packing import pack
 from roboflamingo.data.windows import Windows, to_tensors
@@ -89,7 +89,7 @@ def main() -> None:
                 "packed_over_calvin_files": round(figures["packed_T1"] / figures["calvin_files_T1"], 1),
                 "loading_share": round(figures["training_T1"] / figures["packed_T1"], 4),
                 "packing_frames_per_s": round(len(files) / seconds, 1),
-                "made_with": provenance(),
+                **made_on(1),
             }
         )
     )

@@ -15,7 +15,7 @@ import argparse
 import os
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from open_flamingo.src.utils import extend_instance
 from torch import Tensor, nn
 from transformers import MptForCausalLM
 
+from calvin_eval.system.machine import cores
 from roboflamingo.backbone.flamingo import BackboneConfig, CrossAttentionConfig, Flamingo, ResamplerConfig, Text
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.vision import VisionConfig
@@ -68,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of ours; auto as trained"
     )
     parser.add_argument("--reference_precision", choices=("fp32", "bf16"), default="fp32", help="its own is fp32")
-    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", cores())))
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -103,13 +104,6 @@ def policy_for(config: PolicyConfig, switches: Collection[str], *, half: bool) -
     for name, parameter in policy.named_parameters():
         parameter.requires_grad = "gated_cross_attn_layer" in name or not any(part in name for part in FROZEN)
     return policy
-
-
-class Ids(NamedTuple):
-    """Instructions as the reference's backbone takes them: ids and mask, (B, L)."""
-
-    ids: Tensor
-    is_text: Tensor
 
 
 class ReferenceFlamingo(nn.Module):
@@ -156,16 +150,20 @@ class ReferenceFlamingo(nn.Module):
         encoder = self.their_vision_encoder
         return encoder.transformer(encoder._embeds(self._pixels[camera]))[:, 1:]
 
-    def read(self, ids: Tensor, is_text: Tensor, sees: Tensor | None) -> Ids | Text:
-        """Nothing is read before the images are there."""
-        return Ids(ids, is_text) if "language" in self._switches else self.ours.read(ids, is_text, sees)
+    def read(self, ids: Tensor, is_text: Tensor, sees: Tensor | None) -> Text:
+        """Nothing is read before the images are there: ids in place of hidden states, padded to the longest."""
+        if "language" not in self._switches:
+            return self.ours.read(ids, is_text, sees)
+        longest = int(is_text.sum(1).max())
+        ids, is_text = ids[:, :longest], is_text[:, :longest]
+        return Text(ids, {"attention_mask": is_text}, is_text, None)
 
-    def forward(self, media: Tensor, text: Any) -> Tensor:
+    def forward(self, media: Tensor, text: Text) -> Tensor:
         """Visual tokens (N, R, Dv) and instructions -> hidden states (N, L, D)."""
         if "language" not in self._switches:
             hidden = self.ours(media, text)
         else:
-            ids, is_text = (x.repeat_interleave(len(media) // len(x), dim=0) for x in text)
+            ids, is_text = (x.repeat_interleave(len(media) // len(x), dim=0) for x in (text.hidden, text.is_text))
             for layer in self.theirs._get_decoder_layers():
                 layer.condition_vis_x(media[:, None])
             output = self.theirs(input_ids=ids, attention_mask=is_text, output_hidden_states=True)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from facts import made_on
 from rich.console import Console
 
 from calvin_eval.instructions import SPLITS, sentences
-from calvin_eval.system.provenance import provenance
 from calvin_eval.tasks import TASKS
 from roboflamingo.checkpoint import load_policy
 from roboflamingo.data.windows import to_tensors
@@ -78,7 +78,7 @@ def main() -> None:
                 "error": {split: round(float(np.mean(values)), 4) for split, values in errors.items()},
                 "misread": {split: round(float(np.mean(values)), 4) for split, values in misread.items()},
                 "policy": str(given.policy),
-                "made_with": provenance(),
+                **made_on(torch.get_num_threads()),
             }
         )
     )
