@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -15,9 +14,10 @@ from roboflamingo.backbone.flamingo import CrossAttentionConfig, ResamplerConfig
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.checkpoint import save_policy
 from roboflamingo.hub import clip_file, language_folder
-from roboflamingo.making import make_policy, vision_sizes, without_unused_norm
+from roboflamingo.making import make_policy, read_settings, vision_sizes, without_unused_norm
 from roboflamingo.policy import PolicyConfig, RoboFlamingo
-from roboflamingo.weights import Problem, WeightsError, assign, flamingo_names, read_tensors, vision_names
+from roboflamingo.weight_files import WeightsError, read_tensors
+from roboflamingo.weights import Problem, assign, flamingo_names, vision_names
 
 
 def convert(checkpoint: Path, out: Path, config: PolicyConfig, allow: Collection[Problem] = ()) -> RoboFlamingo:
@@ -64,10 +64,11 @@ def convert(checkpoint: Path, out: Path, config: PolicyConfig, allow: Collection
 def _architecture(config: LanguageConfig) -> LanguageConfig:
     """With the kind that the folder says; of MPT-1B, the hidden states that its remote code gave the reference."""
     folder = language_folder(config.source or "")
-    path = folder / "config.json"
-    if not path.is_file():
-        raise WeightsError(f"{path} does not exist; {folder} is no language model's folder")
-    kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    kind = read_settings(folder)["model_type"]
+    if kind != "mosaic_gpt" and kind not in DECODERS:
+        raise WeightsError(
+            f"{folder / 'config.json'} is of model_type {kind!r}; choose one of {', '.join(DECODERS)} or mosaic_gpt"
+        )
     return replace(config, kind="mpt", output="penultimate") if kind == "mosaic_gpt" else replace(config, kind=kind)
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import http.server
+import json
+import threading
+from typing import ClassVar
 
 import pytest
 
 from roboflamingo.cli.weights import main
+from roboflamingo.hub import LANGUAGE_FILES, snapshot
 
 
 def hub_layout(cache, name, files):
@@ -58,3 +63,74 @@ def test_without_weights_and_network_it_says_which_files_to_bring(hub, capsys):
         main(["get", "rpj-3b", "--cache", str(hub)])
     said = capsys.readouterr().err
     assert "RedPajama-INCITE-Base-3B-v1 is not in the cache" in said and "*.safetensors" in said
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as a download asks for: one repository with the same model in two formats."""
+
+    files: ClassVar = {
+        "config.json": b"{}",
+        "model.safetensors": b"weights",
+        "pytorch_model.bin": b"the same weights",
+        "modeling.py": b"code",
+        "onnx/model.onnx": b"another format",
+    }
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.path.split("?")[0]
+        if path.startswith("/api/models/someone/model/tree/"):
+            entries = [
+                {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for name, content in self.files.items()
+            ]
+            self.answer(json.dumps(entries).encode(), "application/json")
+        elif path.startswith("/api/models/someone/model"):
+            siblings = [{"rfilename": name} for name in self.files]
+            facts = {"id": "someone/model", "sha": "a" * 40, "siblings": siblings, "tags": [], "downloads": 0}
+            self.answer(json.dumps(facts).encode(), "application/json")
+        elif path.startswith(f"/someone/model/resolve/{'a' * 40}/") and path.split("/", 5)[5] in self.files:
+            self.answer(self.files[path.split("/", 5)[5]], "application/octet-stream")
+        else:
+            self.send_error(404)
+
+    def answer(self, content, kind):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "a" * 40)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """The address of a hub on this machine, which the client asks."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+    )
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("lacks", ["", "model.safetensors"])
+def test_one_format_is_downloaded_and_found_again_offline(served, tmp_path, monkeypatch, lacks):
+    monkeypatch.setattr(Hub, "files", {name: content for name, content in Hub.files.items() if name != lacks})
+    folder = snapshot("someone/model", LANGUAGE_FILES, tmp_path)
+    kept = "pytorch_model.bin" if lacks else "model.safetensors"
+    assert {path.name for path in folder.iterdir()} == {"config.json", kept}
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert snapshot("someone/model", LANGUAGE_FILES, tmp_path) == folder

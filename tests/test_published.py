@@ -23,7 +23,7 @@ from roboflamingo.control import PolicyController
 from roboflamingo.converting import convert
 from roboflamingo.making import make_policy
 from roboflamingo.policy import PolicyConfig
-from roboflamingo.weights import WeightsError, read_tensors
+from roboflamingo.weight_files import WeightsError, read_tensors
 
 
 @pytest.fixture(scope="module", params=sorted(LANGUAGE_MODELS))
