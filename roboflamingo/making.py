@@ -57,7 +57,10 @@ def make_policy(config: PolicyConfig, *, half: bool = False, allow: Collection[P
     seen = vision_names(read_tensors(clip))
     tokenizer, added = read_tokenizer(folder)
     language = read_language(folder, backbone.language, len(tokenizer))
-    vision = vision_sizes(seen, backbone.vision)
+    try:
+        vision = vision_sizes(seen, backbone.vision)
+    except ValueError as error:
+        raise WeightsError(f"{clip}: {error}") from error
     config = replace(config, backbone=replace(backbone, language=language, vision=vision))
     policy = RoboFlamingo(config, tokenizer, empty=True)
     if half:
@@ -141,12 +144,17 @@ def vision_sizes(tensors: Mapping[str, torch.Tensor], config: VisionConfig) -> V
     """Sizes of the vision encoder whose weights these are, by our names; the config's where they are none.
 
     Heads are as wide as CLIP's unless the config knows better, and no tensor tells the activation.
+
+    Raises:
+        ValueError: they are not CLIP's.
     """
     names = {name.removeprefix("backbone.vision_encoder.") for name in tensors if ".vision_encoder." in name}
     if "conv1.weight" not in names:
         return config
     projection = tensors["backbone.vision_encoder.conv1.weight"]
     width, patch = projection.shape[0], projection.shape[-1]
+    if projection.ndim != 4 or "positional_embedding" not in names:
+        raise ValueError("the vision encoder is not CLIP's: conv1.weight or positional_embedding is missing or misshapen")
     patches = len(tensors["backbone.vision_encoder.positional_embedding"]) - 1
     layers = {name.split(".")[2] for name in names if name.startswith("transformer.resblocks.")}
     heads = config.heads if config.width == width else max(1, width // 64)

@@ -130,7 +130,10 @@ def _load(path: Path, *, mmap: bool) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what it cannot read is an error
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            if mmap and path.suffix != ".safetensors":  # which torch.load would take for one
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).split("Please file an issue")[0].split("WeightsUnpickler error: ")[-1]
         raise WeightsError(

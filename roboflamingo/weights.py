@@ -40,8 +40,8 @@ def language_names(tensors: Mapping[str, Tensor], decoder: Decoder) -> dict[str,
         name = key.removeprefix(decoder.prefix)
         for theirs, ours in MOSAIC_NAMES.items():
             name = name.replace(theirs, ours)
-        if name.startswith(f"{decoder.layers_name}."):
-            number, rest = name.removeprefix(f"{decoder.layers_name}.").split(".", 1)
+        number, _, rest = name.removeprefix(f"{decoder.layers_name}.").partition(".")
+        if name.startswith(f"{decoder.layers_name}.") and rest:
             name = f"{decoder.layers_name}.{number}.decoder_layer.{rest}"
         named[f"backbone.lang_encoder.{name}"] = tensor
     return named
