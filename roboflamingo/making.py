@@ -154,7 +154,9 @@ def vision_sizes(tensors: Mapping[str, torch.Tensor], config: VisionConfig) -> V
     projection = tensors["backbone.vision_encoder.conv1.weight"]
     width, patch = projection.shape[0], projection.shape[-1]
     if projection.ndim != 4 or "positional_embedding" not in names:
-        raise ValueError("the vision encoder is not CLIP's: conv1.weight or positional_embedding is missing or misshapen")
+        raise ValueError(
+            "the vision encoder is not CLIP's: conv1.weight or positional_embedding is missing or misshapen"
+        )
     patches = len(tensors["backbone.vision_encoder.positional_embedding"]) - 1
     layers = {name.split(".")[2] for name in names if name.startswith("transformer.resblocks.")}
     heads = config.heads if config.width == width else max(1, width // 64)

@@ -173,7 +173,9 @@ def test_what_get_brought_into_another_cache_is_found_by_the_variable_that_it_na
     hub_layout(tmp_path, "timm/vit_large_patch14_clip_224.openai", clip)
     hub_layout(tmp_path, "someone/flamingo", {"checkpoint.pt": small.checkpoint.read_bytes()})
     sources = ("someone/small", "ViT-L-14/openai", "someone/flamingo")
-    with pytest.raises(WeightsError, match=r"HF_HUB_OFFLINE is set.*weights get --cache FOLDER.*set HF_HUB_CACHE=FOLDER"):
+    with pytest.raises(
+        WeightsError, match=r"HF_HUB_OFFLINE is set.*weights get --cache FOLDER.*set HF_HUB_CACHE=FOLDER"
+    ):
         from_sources(small, *sources)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # what the variable sets at the start
     assert_equal(*from_sources(small, *sources))

@@ -360,8 +360,8 @@ def test_a_checkpoint_that_lacks_a_tensor_or_has_another_shape_is_a_message(mpt,
     whole = {f"module.{name}": tensor for name, tensor in mpt.model.state_dict().items()} | tensors
     source = make_policy(mpt.config())
     config = replace(source.config, backbone=replace(source.config.backbone, weights="random"))
-    saying = ("conv1.weight", "positional_embedding", "perceiver.latents", "layers.0.0.to_q.weight", "1.attn.to_q.weight",
-              "weight_hh_l0", "gripper.mlp.4.weight", "wte.weight", "attn_gate")  # fmt: skip
+    saying = ("conv1.weight", "positional_embedding", "perceiver.latents", "layers.0.0.to_q.weight",
+              "1.attn.to_q.weight", "weight_hh_l0", "gripper.mlp.4.weight", "wte.weight", "attn_gate")  # fmt: skip
     for name, shape in itertools.product([name for name in whole if name.endswith(saying)], (None, 3, (2, 2))):
         damaged = {key: tensor for key, tensor in whole.items() if key != name}
         if shape is not None:

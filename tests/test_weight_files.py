@@ -1,4 +1,4 @@
-"""What stands where weights should is called what it is; damaged files end in a message; nothing but tensors is read."""
+"""What stands where weights should is called what it is; damage ends in a message; nothing but tensors is read."""
 
 from __future__ import annotations
 
