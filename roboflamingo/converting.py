@@ -52,6 +52,8 @@ def convert(
     check_replaceable(out)
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError(f"{out} holds a policy already; choose another folder, or say --overwrite true to replace it")
+    if not checkpoint.exists():  # said before anything is downloaded
+        raise WeightsError(f"{checkpoint} does not exist; give OpenFlamingo's or RoboFlamingo's file")
     if config.backbone.weights == "published":
         config = replace(config, backbone=replace(config.backbone, language=_architecture(config.backbone.language)))
     kind = config.backbone.language.kind

@@ -99,18 +99,22 @@ def _data_set(folder: Path) -> Rows:
 
 
 def _collection(folder: Path) -> Rows:
+    from calvin_eval.pieces import NOTES
+    from calvin_eval.recording import PIECES
+
     held = read_json(folder / "settings.json", "the settings of a collection")
     settings = _mapping(_mapping(held).get("settings", held))
     wanted = {"training": settings.get("episodes"), "validation": settings.get("validation_episodes")}
     scenes = f"scenes {settings.get('scenes', '?')}, validation in {settings.get('validation_scene', '?')}"
-    if (folder / "collection.json").is_file() and not any((folder / split / ".pieces").exists() for split in SPLITS):
-        made = read_json(folder / "collection.json", "the counts of a collection")
-        revision = _mapping(_mapping(made).get("made_with")).get("git", "unknown")
+    path = folder / "collection.json"
+    made = _mapping(read_json(path, "the counts of a collection")) if path.is_file() else {}
+    if "made_with" in made and not any((folder / split / PIECES).exists() for split in SPLITS):
+        revision = _mapping(made["made_with"]).get("git", "unknown")
         yield "collection", f"finished; {scenes}; made by revision {revision}"
         return
     yield "collection", f"not finished; the same `roboflamingo collect` continues it; {scenes}"
     for split in SPLITS:
-        pieces = len(list((folder / split / ".pieces").glob("*/piece.json")))
+        pieces = len(list((folder / split / PIECES).glob(f"*/{NOTES}")))
         if pieces or not (folder / split / "ep_start_end_ids.npy").is_file():
             yield f"  {split}", f"{pieces} of {wanted[split]} episodes recorded"
 

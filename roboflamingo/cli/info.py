@@ -52,7 +52,7 @@ def installation() -> Rows:
     import torch
 
     from calvin_eval.system.machine import matmul_gflops, processor
-    from roboflamingo.training.train import computes_in_bf16
+    from roboflamingo.training.precision import computes_in_bf16
 
     yield "roboflamingo", roboflamingo.__version__
     yield "python", f"{platform.python_version()} on {platform.platform()}"
