@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -10,17 +9,26 @@ from pathlib import Path
 
 from torch import Tensor
 
+from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.decoders import DECODERS
 from roboflamingo.backbone.flamingo import CrossAttentionConfig, ResamplerConfig
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.checkpoint import save_policy
+from roboflamingo.checkpoint import check_replaceable, save_policy
 from roboflamingo.hub import clip_file, language_folder
-from roboflamingo.making import make_policy, vision_sizes, without_unused_norm
+from roboflamingo.making import make_policy, read_settings, vision_sizes, without_unused_norm
 from roboflamingo.policy import PolicyConfig, RoboFlamingo
-from roboflamingo.weights import Problem, WeightsError, assign, flamingo_names, read_tensors, vision_names
+from roboflamingo.weight_files import WeightsError, read_tensors
+from roboflamingo.weights import Problem, assign, flamingo_names, vision_names
 
 
-def convert(checkpoint: Path, out: Path, config: PolicyConfig, allow: Collection[Problem] = ()) -> RoboFlamingo:
+def convert(
+    checkpoint: Path,
+    out: Path,
+    config: PolicyConfig,
+    allow: Collection[Problem] = (),
+    *,
+    overwrite: bool = False,
+) -> RoboFlamingo:
     """Writes a policy folder that holds everything.
 
     What the checkpoint's tensors say about the policy (head, chunk, resamplers, cross-attention) is taken from them,
@@ -32,13 +40,20 @@ def convert(checkpoint: Path, out: Path, config: PolicyConfig, allow: Collection
         out: the policy folder to write.
         config: what the checkpoint does not say.
         allow: problems that are no error.
+        overwrite: replaces a policy that is in the folder.
 
     Returns:
         The policy.
 
     Raises:
         WeightsError: a file is missing, broken, or does not fit.
+        UserError: the folder holds a policy already, or something else.
     """
+    check_replaceable(out)
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UserError(f"{out} holds a policy already; choose another folder, or say --overwrite true to replace it")
+    if not checkpoint.exists():  # said before anything is downloaded
+        raise WeightsError(f"{checkpoint} does not exist; give OpenFlamingo's or RoboFlamingo's file")
     if config.backbone.weights == "published":
         config = replace(config, backbone=replace(config.backbone, language=_architecture(config.backbone.language)))
     kind = config.backbone.language.kind
@@ -54,7 +69,14 @@ def convert(checkpoint: Path, out: Path, config: PolicyConfig, allow: Collection
                 "(policy.backbone.preset), or set policy.backbone.weights to published, and language.source and "
                 "vision.source to folder and file"
             )
-        policy = make_policy(described(tensors, config, kind))
+        try:
+            config = described(tensors, config, kind)
+        except (KeyError, IndexError, ValueError, ArithmeticError) as error:
+            if isinstance(error, UserError):  # of another file
+                raise
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise WeightsError(f"{checkpoint} cannot be converted: {reason}") from error
+        policy = make_policy(config)
         tensors = without_unused_norm(policy, tensors)
         assign(policy, tensors, _needed(policy, tensors), checkpoint, allow)
     save_policy(policy.eval(), out)
@@ -64,10 +86,11 @@ def convert(checkpoint: Path, out: Path, config: PolicyConfig, allow: Collection
 def _architecture(config: LanguageConfig) -> LanguageConfig:
     """With the kind that the folder says; of MPT-1B, the hidden states that its remote code gave the reference."""
     folder = language_folder(config.source or "")
-    path = folder / "config.json"
-    if not path.is_file():
-        raise WeightsError(f"{path} does not exist; {folder} is no language model's folder")
-    kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    kind = read_settings(folder)["model_type"]
+    if kind != "mosaic_gpt" and kind not in DECODERS:
+        raise WeightsError(
+            f"{folder / 'config.json'} is of model_type {kind!r}; choose one of {', '.join(DECODERS)} or mosaic_gpt"
+        )
     return replace(config, kind="mpt", output="penultimate") if kind == "mosaic_gpt" else replace(config, kind=kind)
 
 
@@ -80,10 +103,11 @@ def described(tensors: Mapping[str, Tensor], config: PolicyConfig, kind: str) ->
         kind: of the language model.
 
     Raises:
-        WeightsError: the head is not RoboFlamingo's LSTM.
+        ValueError: the head is not RoboFlamingo's LSTM, or tensors contradict each other.
+        KeyError: a tensor that says a size is missing.
     """
     if "head.rnn.weight_hh_l0" not in tensors or "head.output.gripper.0.weight" not in tensors:
-        raise WeightsError("of RoboFlamingo's heads the LSTM can be converted; this checkpoint has another")
+        raise ValueError("of RoboFlamingo's heads the LSTM can be converted; this checkpoint has another, or a part")
     linear = sorted(
         (int(match[1]), len(tensor))
         for name, tensor in tensors.items()

@@ -8,15 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # of the HTTP library that this version of the hub's client uses
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from open_clip import get_pretrained_cfg
 
 from roboflamingo.backbone.flamingo import BackboneConfig
-from roboflamingo.weights import WeightsError
+from roboflamingo.weight_files import WeightsError
 
-LANGUAGE_FILES = ("*.json", "*.safetensors", "*.bin", "*.model", "*.txt", "README.md", "LICENSE*")
-"""What of a language model's repository is needed: configuration, tokenizer, weights. Never its code."""
+_TEXTS = ("*.json", "*.model", "*.txt", "README.md", "LICENSE*")
+_SAFETENSORS, _PYTORCH = "model*.safetensors", "pytorch_model*.bin"
+LANGUAGE_FILES = (*_TEXTS, _SAFETENSORS, _PYTORCH)
+"""What of a language model's repository is needed: configuration, tokenizer, weights in one of two formats. Never its
+code."""
 CHECKPOINT, CLIP = "checkpoint.pt", "open_clip_model.safetensors"
 CHECKPOINT_FILES, CLIP_FILES = (CHECKPOINT, "README.md"), (CLIP, "README.md")
 
@@ -40,13 +50,17 @@ def published(config: BackboneConfig) -> list[Published]:
     """Every repository that a backbone's weights come from; folders and files are not among them."""
     language, vision, checkpoint = config.language.source, config.vision.source, config.checkpoint
     parts = []
-    if language is not None and not Path(language).exists():
+    if language is not None and not _here(language).exists():
         parts.append(Published("language model", language, LANGUAGE_FILES))
-    if vision is not None and not Path(vision).exists():
+    if vision is not None and not _here(vision).exists():
         parts.append(Published("vision encoder", clip_repository(vision), CLIP_FILES))
-    if checkpoint is not None and not Path(checkpoint).exists():
+    if checkpoint is not None and not _here(checkpoint).exists():
         parts.append(Published("cross-attention and resampler", checkpoint, CHECKPOINT_FILES))
     return parts
+
+
+def _here(source: str) -> Path:
+    return Path(source).expanduser()
 
 
 def language_folder(source: str) -> Path:
@@ -55,7 +69,10 @@ def language_folder(source: str) -> Path:
     Raises:
         WeightsError: it is not here and cannot be had. Says which files to put where.
     """
-    return Path(source) if Path(source).is_dir() else snapshot(source, LANGUAGE_FILES)
+    path = _here(source)
+    if path.is_file():
+        raise WeightsError(f"language.source {source} is a file; give the folder with config.json, tokenizer, weights")
+    return path if path.is_dir() else snapshot(source, LANGUAGE_FILES)
 
 
 def checkpoint_file(source: str) -> Path:
@@ -64,21 +81,32 @@ def checkpoint_file(source: str) -> Path:
     Raises:
         WeightsError: see `language_folder`.
     """
-    path = Path(source)
-    if path.is_file():
-        return path
-    return (path if path.is_dir() else snapshot(source, CHECKPOINT_FILES)) / CHECKPOINT
+    return _file(source, CHECKPOINT, lambda: snapshot(source, CHECKPOINT_FILES))
 
 
 def clip_file(source: str) -> Path:
-    """The file of CLIP's weights: itself, or in the repository that open_clip names for `MODEL/WEIGHTS`.
+    """The file of CLIP's weights: itself, in its folder, or in the repository that open_clip names for `MODEL/WEIGHTS`.
 
     Raises:
         WeightsError: see `language_folder`; or open_clip knows no such model.
     """
-    if Path(source).is_file():
-        return Path(source)
-    return snapshot(clip_repository(source), CLIP_FILES) / CLIP
+    return _file(source, CLIP, lambda: snapshot(clip_repository(source), CLIP_FILES))
+
+
+def _file(source: str, name: str, fetch: Callable[[], Path]) -> Path:
+    """The file that a source is, or that its folder holds under a name.
+
+    Raises:
+        WeightsError: the folder has no such file.
+    """
+    path = _here(source)
+    if path.is_file():
+        return path
+    folder = path if path.is_dir() else fetch()
+    if not (folder / name).is_file():
+        held = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
+        raise WeightsError(f"{folder} has no {name}; it holds {held}. Give the file itself if it has another name")
+    return folder / name
 
 
 def clip_repository(source: str) -> str:
@@ -91,8 +119,8 @@ def clip_repository(source: str) -> str:
     name = get_pretrained_cfg(model, weights).get("hf_hub", "") if weights else ""
     if not name:
         raise WeightsError(
-            f"vision.source {source!r} is neither a file nor a model and weights that open_clip knows, "
-            "as ViT-L-14/openai"
+            f"vision.source {source!r} is neither a file nor a folder here, nor a model and weights that open_clip "
+            "knows, as ViT-L-14/openai"
         )
     return name.rstrip("/")
 
@@ -109,24 +137,55 @@ def snapshot(name: str, files: tuple[str, ...], cache: Path | None = None) -> Pa
         WeightsError: they cannot be had. Says which files to put where.
     """
     try:
+        if files == LANGUAGE_FILES:
+            return _one_format(name, cache)
         return Path(snapshot_download(name, allow_patterns=list(files), cache_dir=cache))
-    except RepositoryNotFoundError as error:
-        raise WeightsError(f"the hub has no {name}, or not for you: {error}") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except HFValidationError as error:
+        raise WeightsError(f"{name} is neither a file or folder here nor a name on the hub (owner/model)") from error
+    except GatedRepoError as error:
         raise WeightsError(
-            f"{name} is not in the cache and the hub cannot be reached ({type(error).__name__}). On a machine that "
-            f"can, run `hf download {name} --local-dir FOLDER`, bring the folder here and give its path as source; "
-            f"needed are {', '.join(files)}"
+            f"{name} is on the hub for those who accepted its licence; do so on its page, then run `hf auth login`"
         ) from error
+    except RepositoryNotFoundError as error:
+        raise WeightsError(
+            f"the hub has no {name}, or not for you (`hf auth login`); it is no file or folder here, either"
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, HTTPError) as error:
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{type(error).__name__}"
+        raise WeightsError(
+            f"{name} is not in the cache {cache or constants.HF_HUB_CACHE}, and the hub cannot be reached ({reason}). "
+            f"On a machine that can, run `hf download {name} --local-dir FOLDER`, bring FOLDER here and give its path "
+            f"as source; needed are {', '.join(files)}. If `roboflamingo weights get --cache FOLDER` brought it, set "
+            "HF_HUB_CACHE=FOLDER"
+        ) from error
+
+
+def _one_format(name: str, cache: Path | None) -> Path:
+    """A language model's repository with its weights in one format: as safetensors where the whole model is in them.
+
+    Raises:
+        LocalEntryNotFoundError: neither is in the cache, and the hub cannot be reached.
+    """
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*_TEXTS, _SAFETENSORS], cache_dir=cache))
+        if any((folder / whole).is_file() for whole in ("model.safetensors", "model.safetensors.index.json")):
+            return folder
+    except LocalEntryNotFoundError:
+        pass  # not that format, perhaps the other
+    return Path(snapshot_download(name, allow_patterns=[*_TEXTS, _PYTORCH], cache_dir=cache))
 
 
 def licence(folder: Path) -> str:
     """What the model card in a repository's folder names as licence."""
-    card = folder / "README.md"
-    parts = card.read_text(encoding="utf-8").split("---") if card.is_file() else []
+    unnamed, card = "not named; see its page", folder / "README.md"
+    parts = card.read_text(encoding="utf-8", errors="replace").split("---") if card.is_file() else []
     if len(parts) < 3 or parts[0].strip():
-        return "not named; see its page"
-    return str((yaml.safe_load(parts[1]) or {}).get("license", "not named; see its page"))
+        return unnamed
+    try:
+        facts = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return unnamed
+    return str(facts.get("license", unnamed)) if isinstance(facts, dict) else unnamed
 
 
 def check_hashes(folder: Path, advance: Callable[[int], object] = lambda count: None) -> int:

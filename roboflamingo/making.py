@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,25 +9,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from roboflamingo.backbone.decoders import DECODERS
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.files import read_json
+from roboflamingo.backbone.decoders import DECODERS, NOT_READ, transformers_config
 from roboflamingo.backbone.filling import complete, halve, randomise
 from roboflamingo.backbone.flamingo import Flamingo
-from roboflamingo.backbone.language import LanguageConfig, with_special_tokens
-from roboflamingo.backbone.mpt import mosaic_config
+from roboflamingo.backbone.language import LanguageConfig
+from roboflamingo.backbone.mpt import mosaic_settings
 from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.hub import checkpoint_file, clip_file, language_folder
 from roboflamingo.policy import PolicyConfig, RoboFlamingo
-from roboflamingo.weights import (
-    Problem,
-    WeightsError,
-    assign,
-    flamingo_names,
-    language_names,
-    read_tensors,
-    vision_names,
-)
+from roboflamingo.tokenizer import read_tokenizer
+from roboflamingo.weight_files import WeightsError, read_tensors
+from roboflamingo.weights import Problem, assign, flamingo_names, language_names, vision_names
 
 ADDED = ("gated_cross_attn_layer", "res_layer", "adapter", "lora_")
 """Parts of the names of what a Flamingo adds to a language model."""
@@ -61,14 +55,17 @@ def make_policy(config: PolicyConfig, *, half: bool = False, allow: Collection[P
         )
     folder, clip = language_folder(backbone.language.source), clip_file(backbone.vision.source)
     seen = vision_names(read_tensors(clip))
-    tokenizer = read_tokenizer(folder)
+    tokenizer, added = read_tokenizer(folder)
     language = read_language(folder, backbone.language, len(tokenizer))
-    vision = vision_sizes(seen, backbone.vision)
+    try:
+        vision = vision_sizes(seen, backbone.vision)
+    except ValueError as error:
+        raise WeightsError(f"{clip}: {error}") from error
     config = replace(config, backbone=replace(backbone, language=language, vision=vision))
     policy = RoboFlamingo(config, tokenizer, empty=True)
     if half:
         _halve_frozen(policy.backbone)
-    fill_language(policy, folder)
+    fill_language(policy, folder, added)
     fill_vision(policy, seen, clip)
     if config.backbone.checkpoint is not None:
         fill_flamingo(policy, checkpoint_file(config.backbone.checkpoint), allow)
@@ -77,56 +74,65 @@ def make_policy(config: PolicyConfig, *, half: bool = False, allow: Collection[P
     return policy
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a language model's folder, with OpenFlamingo's tokens; padding on the right.
-
-    Raises:
-        WeightsError: the folder has none.
-    """
-    try:
-        return with_special_tokens(AutoTokenizer.from_pretrained(folder, local_files_only=True))
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"{folder} has no tokenizer that can be read (tokenizer.json and its configs): {error}"
-        ) from error
-
-
 def read_language(folder: Path, config: LanguageConfig, tokens: int) -> LanguageConfig:
     """The same with sizes and settings of the folder's config.json, and a row for every token.
 
     Raises:
-        WeightsError: config.json is missing, or of an architecture that does not exist here.
+        WeightsError: config.json is missing or damaged, of an architecture that does not exist here, or asks for
+            what is not run here. Names file and key.
+    """
+    path = folder / "config.json"
+    settings = read_settings(folder)
+    kind = settings["model_type"]
+    if kind == "mosaic_gpt":
+        settings, kind = mosaic_settings(settings), "mpt"
+    if kind not in DECODERS:
+        raise WeightsError(f"{path} is of model_type {kind!r}; choose one of {', '.join(DECODERS)} or mosaic_gpt")
+    sizes = [settings.pop(name, None) for name in DECODERS[kind].names]
+    for name, value in zip(DECODERS[kind].names, sizes, strict=True):
+        if type(value) is not int or value < 1:
+            raise WeightsError(f"{path}: {name} is {value!r}, not a whole number above 0")
+    width, layers, heads = sizes
+    settings = {key: value for key, value in settings.items() if key not in (*NOT_READ, "vocab_size", "use_cache")}
+    try:
+        language = replace(
+            config, kind=kind, width=width, layers=layers, heads=heads, settings=settings, vocabulary=tokens, words=()
+        )
+        transformers_config(language, tokens)
+    except (UserError, ValueError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return language
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What is in the config.json of a language model's folder; it has a `model_type`.
+
+    Raises:
+        WeightsError: there is none, or it is damaged.
     """
     path = folder / "config.json"
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; {folder} is no language model's folder")
-    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    kind = settings.get("model_type")
-    if kind == "mosaic_gpt":
-        settings, kind = mosaic_config(settings).to_dict(), "mpt"
-    if kind not in DECODERS:
-        raise WeightsError(f"{path} is of model_type {kind}; choose one of {', '.join(DECODERS)} or mosaic_gpt")
-    width, layers, heads = (settings.pop(name) for name in DECODERS[kind].names)
-    ignored = (
-        "model_type",
-        "vocab_size",
-        "use_cache",
-        "architectures",
-        "torch_dtype",
-        "dtype",
-        "auto_map",
-        "_name_or_path",
-    )
-    settings = {key: value for key, value in settings.items() if key not in (*ignored, "transformers_version")}
-    return replace(
-        config, kind=kind, width=width, layers=layers, heads=heads, settings=settings, vocabulary=tokens, words=()
-    )
+    try:
+        settings = read_json(path, "the configuration of a language model")
+    except UserError as error:
+        raise WeightsError(str(error)) from error
+    if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
+        raise WeightsError(f"{path} names no model_type; it should hold the configuration of a language model")
+    return settings
 
 
-def fill_language(policy: RoboFlamingo, folder: Path) -> None:
-    """Reads the language model's weights."""
+def fill_language(policy: RoboFlamingo, folder: Path, added: int) -> None:
+    """Reads the language model's weights.
+
+    Args:
+        policy: with memory for them, or without.
+        folder: of the language model.
+        added: tokens that its tokenizer was given here: rows that the table need not have. They begin randomly.
+    """
     language = policy.config.backbone.language
-    _fill_part(policy, "lang_encoder", language_names(read_tensors(folder), DECODERS[language.kind]), folder)
+    tensors = language_names(read_tensors(folder), DECODERS[language.kind])
+    _fill_part(policy, "lang_encoder", tensors, folder, added)
 
 
 def fill_vision(policy: RoboFlamingo, tensors: dict[str, torch.Tensor], source: Path) -> None:
@@ -138,12 +144,19 @@ def vision_sizes(tensors: Mapping[str, torch.Tensor], config: VisionConfig) -> V
     """Sizes of the vision encoder whose weights these are, by our names; the config's where they are none.
 
     Heads are as wide as CLIP's unless the config knows better, and no tensor tells the activation.
+
+    Raises:
+        ValueError: they are not CLIP's.
     """
     names = {name.removeprefix("backbone.vision_encoder.") for name in tensors if ".vision_encoder." in name}
     if "conv1.weight" not in names:
         return config
     projection = tensors["backbone.vision_encoder.conv1.weight"]
     width, patch = projection.shape[0], projection.shape[-1]
+    if projection.ndim != 4 or "positional_embedding" not in names:
+        raise ValueError(
+            "the vision encoder is not CLIP's: conv1.weight or positional_embedding is missing or misshapen"
+        )
     patches = len(tensors["backbone.vision_encoder.positional_embedding"]) - 1
     layers = {name.split(".")[2] for name in names if name.startswith("transformer.resblocks.")}
     heads = config.heads if config.width == width else max(1, width // 64)
@@ -165,13 +178,13 @@ def without_unused_norm(policy: RoboFlamingo, tensors: dict[str, torch.Tensor]) 
     return {name: tensor for name, tensor in tensors.items() if ".vision_encoder.ln_post." not in name}
 
 
-def _fill_part(policy: RoboFlamingo, part: str, tensors: dict[str, torch.Tensor], source: Path) -> None:
+def _fill_part(policy: RoboFlamingo, part: str, tensors: dict[str, torch.Tensor], source: Path, added: int = 0) -> None:
     needed = [
         name
         for name in policy.state_dict()
         if name.startswith(f"backbone.{part}.") and not any(word in name for word in ADDED)
     ]
-    assign(policy, tensors, needed, source)
+    assign(policy, tensors, needed, source, added=added)
 
 
 def fill_flamingo(policy: RoboFlamingo, path: Path, allow: Collection[Problem] = ()) -> None:

@@ -1,26 +1,23 @@
-"""Reads published weights by their own key names: language models, CLIP, OpenFlamingo, RoboFlamingo.
+"""Puts published weights in their places by their own key names: language models, CLIP, OpenFlamingo, RoboFlamingo.
 
-Nothing is unpickled but tensors. What a file lacks, what it has besides, and what has another shape is listed by name
+What a file lacks, what it has besides, and what has another shape is listed by name
 and is an error unless allowed. Key names are described where they are translated.
 """
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.decoders import DECODERS, Decoder
 from roboflamingo.backbone.mpt import MOSAIC_NAMES
+from roboflamingo.weight_files import FLOATS, WeightsError
 
 Problem = Literal["missing", "unexpected", "shape"]
 SHOWN = 20
@@ -34,58 +31,6 @@ _HEAD_NAMES = {
 """Beginnings of the names of RoboFlamingo's LSTM head, and of ours."""
 
 
-class WeightsError(UserError):
-    """A file of weights cannot be read, or does not fit. The message names file and tensors."""
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file (.safetensors, .pt, .pth, .bin) or of a transformers folder, by name.
-
-    What stands around the state dict in a training checkpoint is left out.
-
-    Raises:
-        WeightsError: the file is missing, broken, or holds more than tensors and plain values.
-    """
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
-        raise WeightsError(f"{path} does not exist; give a file of weights, or a folder in transformers' layout")
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise WeightsError(f"{path} is not a whole safetensors file: {error}") from error
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(f"{path} holds more than tensors and plain values and is not read: {error}") from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise WeightsError(f"{path} is not a whole PyTorch file: {error}") from error
-    return _state_dict(held, path)
-
-
-def _state_dict(held: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a file held: bare, or under the key that training scripts give it."""
-    for key in ("model_state_dict", "state_dict"):
-        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
-            held = held[key]
-    if not isinstance(held, Mapping) or not all(isinstance(value, Tensor) for value in held.values()):
-        raise WeightsError(f"{path} holds no state dict, neither bare nor under model_state_dict")
-    return dict(held)
-
-
-def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """The weights of a transformers folder, in one file or in several."""
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{single}.index.json"
-        if (folder / single).is_file():
-            return read_tensors(folder / single)
-        if index.is_file():
-            parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            return {name: tensor for part in parts for name, tensor in read_tensors(folder / part).items()}
-    raise WeightsError(f"{folder} has neither model.safetensors nor pytorch_model.bin, nor an index of their parts")
-
-
 def language_names(tensors: Mapping[str, Tensor], decoder: Decoder) -> dict[str, Tensor]:
     """A published language model's tensors by our names; logits and buffers that are computed anew left out."""
     named = {}
@@ -95,8 +40,8 @@ def language_names(tensors: Mapping[str, Tensor], decoder: Decoder) -> dict[str,
         name = key.removeprefix(decoder.prefix)
         for theirs, ours in MOSAIC_NAMES.items():
             name = name.replace(theirs, ours)
-        if name.startswith(f"{decoder.layers_name}."):
-            number, rest = name.removeprefix(f"{decoder.layers_name}.").split(".", 1)
+        number, _, rest = name.removeprefix(f"{decoder.layers_name}.").partition(".")
+        if name.startswith(f"{decoder.layers_name}.") and rest:
             name = f"{decoder.layers_name}.{number}.decoder_layer.{rest}"
         named[f"backbone.lang_encoder.{name}"] = tensor
     return named
@@ -172,10 +117,13 @@ def assign(
     needed: Iterable[str],
     source: Path | str,
     allow: Collection[Problem] = (),
+    *,
+    added: int = 0,
 ) -> None:
     """Puts tensors into a module: copies them, or takes them over where it has no memory yet.
 
-    A token embedding may have more or fewer rows than the module's, as tokens were added: what is there is taken.
+    The token embedding may have more rows than the module's, as published tables have more rows than tokens; they are
+    cut. It may have `added` fewer; those rows begin randomly, as large as the others.
 
     Args:
         module: what to fill.
@@ -183,26 +131,29 @@ def assign(
         needed: names that must be there.
         source: where the tensors came from, for messages.
         allow: problems that are no error.
+        added: tokens that were added to the tokenizer after the tensors were made.
 
     Raises:
-        WeightsError: something is missing, unexpected or of the wrong shape; lists it by name.
+        WeightsError: something is missing, unexpected, of the wrong shape, quantised or not finite; lists it by name.
     """
     own = module.state_dict(keep_vars=True)
-    tables = {f"{name}.weight" for name, part in module.named_modules() if isinstance(part, nn.Embedding)}
-    fitting = {
-        name: tensor
+    table = _token_embedding(module)
+    wrong = {
+        name: problem
         for name, tensor in tensors.items()
-        if name in own and tensor.shape[name in tables :] == own[name].shape[name in tables :]
+        if name in own and (problem := _misfit(tensor, own[name], added if name == table else None))
     }
-    wrong = [name for name in tensors if name in own and name not in fitting]
     problems: dict[Problem, list[str]] = {
         "missing": sorted(set(needed) - tensors.keys()),
         "unexpected": sorted(tensors.keys() - own.keys()),
-        "shape": [f"{name} {tuple(tensors[name].shape)}, here {tuple(own[name].shape)}" for name in sorted(wrong)],
+        "shape": [f"{name} {wrong[name]}" for name in sorted(wrong)],
     }
     message = [_listed(problem, names) for problem, names in problems.items() if names and problem not in allow]
     if message:
         raise WeightsError(f"{source} does not fit. {'; '.join(message)}")
+    fitting = {name: tensor for name, tensor in tensors.items() if name in own and name not in wrong}
+    if infinite := sorted(name for name, tensor in fitting.items() if not _is_finite(tensor, own[name].dtype)):
+        raise WeightsError(f"{source} holds numbers that are not finite. {_listed('in', infinite)}")
     taken = {}
     with torch.no_grad():
         for name, tensor in fitting.items():
@@ -214,13 +165,54 @@ def assign(
     module.load_state_dict(taken, strict=False, assign=True)
 
 
+def _token_embedding(module: nn.Module) -> str | None:
+    """The name of the token embedding's table, if the module has a language model."""
+    for name, part in module.named_modules():
+        if isinstance(part, PreTrainedModel):
+            inner = part.get_input_embeddings()
+            for inside, candidate in part.named_modules():
+                if candidate is inner:
+                    return f"{name}.{inside}.weight" if name else f"{inside}.weight"
+    return None
+
+
+def _misfit(tensor: Tensor, own: Tensor, added: int | None) -> str | None:
+    """Why a tensor cannot take the place of the module's own, None if it can.
+
+    Args:
+        tensor: from a file.
+        own: the module's.
+        added: rows that it may lack, if it is the token embedding.
+    """
+    if own.is_floating_point() and tensor.dtype not in FLOATS:
+        return f"is {str(tensor.dtype).removeprefix('torch.')}, as quantised weights are; take unquantised ones"
+    if tensor.shape == own.shape:
+        return None
+    if added is None or tensor.shape[1:] != own.shape[1:] or not tensor.ndim:
+        return f"{tuple(tensor.shape)}, here {tuple(own.shape)}"
+    if len(tensor) < len(own) - added:
+        return (
+            f"has rows for {len(tensor)} tokens, but the tokenizer knows {len(own)}, of which only {added} were added "
+            "here; tokenizer and weights are not of the same model"
+        )
+    return None
+
+
+def _is_finite(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether all numbers are finite, also as the type in which they will be kept."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)  # NaN where any number is
+    return bool(torch.stack([low, high]).to(dtype).isfinite().all())
+
+
 def _listed(problem: str, names: list[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{problem}: {', '.join(names[:SHOWN])}{more}"
 
 
 def _with_rows(table: Tensor, shape: torch.Size) -> Tensor:
-    """A table with its last rows cut, or with random ones as the others are added."""
+    """A table with its last rows cut, or with random ones as large as the others added."""
     if table.shape == shape:
         return table
     more = shape[0] - len(table)

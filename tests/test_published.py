@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from calvin_eval.protocol import Observation
+from calvin_eval.system.errors import UserError
 from policies import SENTENCES
 from published import LANGUAGE_MODELS, as_mosaic, pixels, publish
 from roboflamingo.backbone.flamingo import BackboneConfig
@@ -23,7 +24,7 @@ from roboflamingo.control import PolicyController
 from roboflamingo.converting import convert
 from roboflamingo.making import make_policy
 from roboflamingo.policy import PolicyConfig
-from roboflamingo.weights import WeightsError, read_tensors
+from roboflamingo.weight_files import WeightsError, read_tensors
 
 
 @pytest.fixture(scope="module", params=sorted(LANGUAGE_MODELS))
@@ -339,3 +340,34 @@ def test_an_openflamingo_checkpoint_becomes_a_policy_to_begin_from(mpt, tmp_path
     loaded = load_policy(tmp_path / "policy")
     assert torch.equal(loaded.backbone.perceiver.latents, policy.backbone.perceiver.latents)
     assert torch.equal(loaded.backbone.perceiver.latents, read_tensors(mpt.checkpoint)["perceiver.latents"])
+
+
+def test_a_policy_is_not_overwritten_unless_asked(mpt, tmp_path):
+    out = tmp_path / "policy"
+    convert(mpt.checkpoint, out, mpt.config())
+    before = (out / "sha256.json").read_bytes()
+    with pytest.raises(UserError, match="holds a policy already; choose another folder, or say --overwrite true"):
+        convert(mpt.checkpoint, out, mpt.config())
+    assert (out / "sha256.json").read_bytes() == before
+    convert(mpt.checkpoint, out, mpt.config(), overwrite=True)
+    (out / "mine.txt").touch()
+    with pytest.raises(UserError, match=r"holds mine\.txt, which is no part of a policy"):
+        convert(mpt.checkpoint, out, mpt.config(), overwrite=True)
+
+
+def test_a_checkpoint_that_lacks_a_tensor_or_has_another_shape_is_a_message(mpt, tmp_path):
+    tensors, _ = theirs_with_a_head(mpt, 1, False)
+    whole = {f"module.{name}": tensor for name, tensor in mpt.model.state_dict().items()} | tensors
+    source = make_policy(mpt.config())
+    config = replace(source.config, backbone=replace(source.config.backbone, weights="random"))
+    saying = ("conv1.weight", "positional_embedding", "perceiver.latents", "layers.0.0.to_q.weight",
+              "1.attn.to_q.weight", "weight_hh_l0", "gripper.mlp.4.weight", "wte.weight", "attn_gate")  # fmt: skip
+    for name, shape in itertools.product([name for name in whole if name.endswith(saying)], (None, 3, (2, 2))):
+        damaged = {key: tensor for key, tensor in whole.items() if key != name}
+        if shape is not None:
+            damaged[name] = torch.zeros(shape)
+        torch.save(damaged, tmp_path / "damaged.pth")
+        try:
+            convert(tmp_path / "damaged.pth", tmp_path / "policy", config, overwrite=True)
+        except UserError as error:
+            assert "damaged.pth" in str(error) or "heads" in str(error), name

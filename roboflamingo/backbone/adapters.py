@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calvin_eval.system.errors import UserError
+
 
 @dataclass
 class LoRAConfig:
@@ -47,12 +49,12 @@ def add_lora(module: nn.Module, rank: int, config: LoRAConfig) -> None:
     frozen matrix and takes it away again at every step, after which it is no longer quite the same.
 
     Raises:
-        ImportError: the peft package is missing.
+        UserError: the peft package is missing.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError("backbone.lora needs the peft package: pip install 'roboflamingo[lora]'") from error
+        raise UserError(f"backbone.lora needs peft ({error}): pip install 'roboflamingo[lora]'") from error
     whole = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention))
     linear = [
         name for name, part in module.named_modules() if isinstance(part, nn.Linear) and not name.startswith(whole)

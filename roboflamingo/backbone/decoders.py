@@ -8,14 +8,18 @@ logits. Shapes: B texts, L tokens, D width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, get_args
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 
+from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.backbone.mpt import MPTModel, alibi_bias
+from roboflamingo.backbone.mpt import MPTModel, check_settings, has_positions, score_bias
 
 
 class Decoder(ABC):
@@ -42,9 +46,20 @@ class Decoder(ABC):
     def end(self, model: Any, hidden: Tensor) -> Tensor:
         """What follows the last layer."""
 
+    def check(self, config: Any, tokens: int) -> None:  # noqa: B027 (most have nothing to refuse)
+        """Refuses a configuration that asks for what is not run here.
+
+        Args:
+            config: of the model.
+            tokens: of the longest text.
+
+        Raises:
+            UserError: it does. Names key and value.
+        """
+
     def model(self, config: PretrainedConfig) -> PreTrainedModel:
-        """A model without output layer."""
-        return AutoModel.from_config(config, attn_implementation="sdpa")
+        """A model without output layer. Code that a configuration names is never run."""
+        return AutoModel.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
 
     def layers(self, model: nn.Module) -> nn.ModuleList:
         """Its layers."""
@@ -60,14 +75,22 @@ class MPT(Decoder):
     prefix = "transformer."
     layers_name = "blocks"
 
+    def check(self, config: Any, tokens: int) -> None:
+        """Of MPT's many settings some are not here; learned positions end somewhere."""
+        check_settings(config.to_dict())
+        if has_positions(config) and config.max_seq_len < tokens:
+            raise UserError(f"max_seq_len {config.max_seq_len} is below language.max_tokens {tokens}; lower the latter")
+
     def model(self, config: Any) -> PreTrainedModel:
         """Ours; transformers' computes attention step by step."""
         return MPTModel(config)
 
     def begin(self, model: Any, ids: Tensor, is_text: Tensor) -> tuple[Tensor, dict[str, Any]]:
-        """The bias holds positions, causality and padding."""
+        """The bias holds causality and padding; positions, too, unless they are learned."""
         hidden = model.wte(ids)
-        return hidden, {"attention_mask": alibi_bias(model.config, is_text, hidden.dtype)}
+        if model.wpe is not None:
+            hidden = hidden + model.wpe.weight[: ids.shape[1]]
+        return hidden, {"attention_mask": score_bias(model.config, is_text, hidden.dtype)}
 
     def end(self, model: Any, hidden: Tensor) -> Tensor:
         """The norm."""
@@ -83,6 +106,8 @@ class Rotary(Decoder):
     def begin(self, model: Any, ids: Tensor, is_text: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Positions count from the first token."""
         hidden = model.get_submodule(self._embedding)(ids)
+        if (dropout := getattr(model, "emb_dropout", None)) is not None:
+            hidden = dropout(hidden)
         positions = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
         shared = {"position_ids": positions, "position_embeddings": model.rotary_emb(hidden, position_ids=positions)}
         return hidden, shared | {"attention_mask": causal_mask(is_text)}
@@ -98,22 +123,34 @@ class OPT(Decoder):
     prefix = "model."
     layers_name = "decoder.layers"
 
+    def check(self, config: Any, tokens: int) -> None:
+        """Every layer runs, and the last hidden states are as wide as the others."""
+        if config.layerdrop:
+            raise UserError(f"layerdrop {config.layerdrop} does not exist here; set it to 0: it acts in training only")
+        if config.word_embed_proj_dim != config.hidden_size:
+            raise UserError(
+                f"word_embed_proj_dim {config.word_embed_proj_dim} beside hidden_size {config.hidden_size} does not "
+                "exist here; of OPT only facebook/opt-350m has it: choose another size"
+            )
+        if config.max_position_embeddings < tokens:
+            raise UserError(
+                f"max_position_embeddings {config.max_position_embeddings} is below language.max_tokens {tokens}; "
+                "lower the latter"
+            )
+
     def begin(self, model: Any, ids: Tensor, is_text: Tensor) -> tuple[Tensor, dict[str, Any]]:
         """Positions count text tokens only."""
         decoder = model.decoder
         hidden = decoder.embed_tokens(ids)
-        if decoder.project_in is not None:
-            hidden = decoder.project_in(hidden)
         counted = is_text.long()
         positions = counted.cumsum(1) * counted - 1
         hidden = hidden + decoder.embed_positions(counted, 0, position_ids=positions)
         return hidden, {"attention_mask": causal_mask(is_text)}
 
     def end(self, model: Any, hidden: Tensor) -> Tensor:
-        """The norm and the projection, where it has them."""
-        for part in (model.decoder.final_layer_norm, model.decoder.project_out):
-            hidden = hidden if part is None else part(hidden)
-        return hidden
+        """The norm, where it has one."""
+        norm = model.decoder.final_layer_norm
+        return hidden if norm is None else norm(hidden)
 
 
 DECODERS: dict[str, Decoder] = {
@@ -133,17 +170,69 @@ def causal_mask(is_text: Tensor) -> Tensor:
 
 
 def transformers_config(config: LanguageConfig, tokens: int) -> Any:
-    """The configuration in transformers' terms, for so many tokens unless `vocabulary` says otherwise."""
-    sizes = dict(zip(DECODERS[config.kind].names, (config.width, config.layers, config.heads), strict=True))
+    """The configuration in transformers' terms, for so many tokens unless `vocabulary` says otherwise.
+
+    Raises:
+        UserError: `settings` have a value that cannot be, or that is not run here. Names it.
+    """
+    decoder = DECODERS[config.kind]
+    sizes = dict(zip(decoder.names, (config.width, config.layers, config.heads), strict=True))
     if config.kind == "opt":  # which names two sizes apart that are one elsewhere
         sizes |= {"word_embed_proj_dim": config.width, "ffn_dim": 4 * config.width}
     elif config.kind in ("gpt_neox", "llama"):
         sizes |= {"intermediate_size": 4 * config.width}
-    return AutoConfig.for_model(
-        config.kind, **(sizes | {"vocab_size": config.vocabulary or tokens, "use_cache": False} | config.settings)
-    )
+    settings = {key: value for key, value in config.settings.items() if key not in NOT_READ}
+    if settings.get("quantization_config"):
+        raise UserError("quantization_config: quantised language models cannot be read; take the one in fp16 or bf16")
+    made = sizes | {"vocab_size": config.vocabulary or tokens, "use_cache": False} | settings
+    try:
+        made = _as_declared(made, CONFIG_MAPPING[config.kind])
+        built = AutoConfig.for_model(config.kind, **made)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        message = " ".join(str(error).split())
+        raise UserError(f"language.settings are not those of {config.kind}: {message}") from error
+    decoder.check(built, config.max_tokens)
+    return built
+
+
+def _as_declared(settings: Mapping[str, Any], config_class: type[PretrainedConfig]) -> dict[str, Any]:
+    """The same with 6 as 6.0, and 6.0 as 6, where transformers takes but the other: published files have both."""
+    hints = {field.name: field.type for field in fields(config_class)}
+    made = dict(settings)
+    for key, value in settings.items():
+        part, types = config_class.sub_configs.get(key), get_args(hints.get(key)) or (hints.get(key),)
+        if part is not None and isinstance(value, Mapping):
+            made[key] = _as_declared(value, part)
+        elif type(value) is int and float in types and int not in types:
+            made[key] = float(value)
+        elif type(value) is float and value.is_integer() and int in types and float not in types:
+            made[key] = int(value)
+    return made
+
+
+NOT_READ = (
+    "model_type",
+    "architectures",
+    "auto_map",
+    "attn_implementation",
+    "torch_dtype",
+    "dtype",
+    "transformers_version",
+    "return_dict",
+    "output_attentions",
+    "output_hidden_states",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_name_or_path",
+)
+"""Keys of a config.json that say nothing about the architecture, or what code to run: never followed."""
 
 
 def language_model(config: LanguageConfig, tokens: int) -> PreTrainedModel:
-    """A language model without weights from anywhere, and without its output layer."""
+    """A language model without weights from anywhere, and without its output layer.
+
+    Raises:
+        UserError: see `transformers_config`.
+    """
     return DECODERS[config.kind].model(transformers_config(config, tokens))

@@ -3,19 +3,22 @@
 transformers' MPT computes attention step by step and lacks the norms over the whole width that MPT-1B (model type
 `mosaic_gpt`) was trained with, and MPT-1B's own remote code does not run on transformers 5. This class takes the
 weights of both: its parameter names are those of transformers' MptModel, and `MOSAIC_NAMES` translates the others.
+Biases, learned positions and a perceptron of another width, which transformers' ignores, are MosaicML's llm-foundry's.
 Shapes: N texts, L tokens, H heads, D width.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import MptConfig, PreTrainedModel
+from transformers import MptConfig, PreTrainedConfig, PreTrainedModel
 
+from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.attention import attend
 
 MOSAIC_NAMES = {
@@ -28,27 +31,79 @@ MOSAIC_NAMES = {
 """Parts of parameter names in `mosaic_gpt` folders, and here."""
 
 
-def mosaic_config(settings: dict[str, Any]) -> MptConfig:
-    """The configuration for the config.json of a `mosaic_gpt` folder.
+_MOSAIC_KEYS = {
+    "mlp_ratio": "expansion_ratio",
+    "attn_qk_ln": "attn_config.qk_ln",
+    "attn_clip_qkv": "attn_config.clip_qkv",
+    "attn_softmax_scale": "attn_config.softmax_scale",
+    "softmax_scale": "attn_config.softmax_scale",
+    "attn_pdrop": "attn_config.attn_pdrop",
+    "attn_uses_sequence_id": "attn_config.attn_uses_sequence_id",
+    "prefix_lm": "attn_config.prefix_lm",
+    "alibi": "attn_config.alibi",
+    "alibi_bias_max": "attn_config.alibi_bias_max",
+}
+"""What `mosaic_gpt` folders call MPT's keys; the rest have the same names."""
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "emb_pdrop": (0,),
+    "resid_pdrop": (0,),
+    "embedding_fraction": (1,),
+    "norm_type": ("low_precision_layernorm", "layernorm"),
+    "ffn_config": (None, {"ffn_type": "mptmlp"}),
+    "fc_type": (None, "torch"),
+    "attn_config.attn_type": ("multihead_attention",),
+    "attn_config.attn_pdrop": (0,),
+    "attn_config.prefix_lm": (False,),
+    "attn_config.attn_uses_sequence_id": (False,),
+    "attn_config.rope": (False,),
+    "attn_config.kv_n_heads": (None,),
+    "attn_config.sliding_window_size": (-1,),
+}
+"""Keys that change the result and have but these values here."""
+
+_ATTENTION = {"attn_impl", "qk_ln", "clip_qkv", "softmax_scale", "alibi", "alibi_bias_max"}
+"""Keys of `attn_config` that are followed, or change nothing (`attn_impl`)."""
+_ANYWHERE = frozenset(PreTrainedConfig().to_dict())
+"""Keys that transformers writes into every configuration."""
+
+
+def mosaic_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a `mosaic_gpt` folder (MPT-1B) in the terms of an `mpt` one."""
+    named: dict[str, Any] = {}
+    attention: dict[str, Any] = {}
+    for key, value in settings.items():
+        part, _, name = _MOSAIC_KEYS.get(key, key).rpartition(".")
+        (attention if part else named)[name] = value
+    return named | {"attn_config": attention}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuses what an MPT's configuration asks for and this class does not have.
 
     Raises:
-        ValueError: a setting that this class does not have; names it.
+        UserError: names the key and its value.
     """
-    wanted = {"alibi": True, "no_bias": True, "attn_clip_qkv": None, "attn_softmax_scale": None, "prefix_lm": False}
-    for key, value in wanted.items():
-        if settings.get(key, value) != value:
-            raise ValueError(f"mosaic_gpt with {key}: {settings[key]} does not exist here; MPT-1B has {value}")
-    return MptConfig(
-        d_model=settings["d_model"],
-        n_heads=settings["n_heads"],
-        n_layers=settings["n_layers"],
-        expansion_ratio=settings.get("mlp_ratio", 4),
-        vocab_size=settings["vocab_size"],
-        attn_config={
-            "qk_ln": settings.get("attn_qk_ln", False),
-            "alibi_bias_max": settings.get("alibi_bias_max", 8),
-        },
-    )
+    attention = settings.get("attn_config") or {}
+    if not isinstance(attention, Mapping):
+        raise UserError(f"attn_config is {attention!r}, not a mapping")
+    given = dict(settings) | {f"attn_config.{key}": value for key, value in attention.items()}
+    for key, values in _ONLY.items():
+        if key in given and given[key] not in values:
+            raise UserError(f"{key} {given[key]!r} does not exist here, only {' or '.join(map(repr, values))}")
+    for key in attention:
+        known = key in _ATTENTION | _ANYWHERE or f"attn_config.{key}" in _ONLY
+        if not known and not key.startswith("rope_"):  # those are for `rope`, which is refused
+            raise UserError(f"attn_config.{key} is not known here; take it away if it changes nothing")
+
+
+def has_positions(config: MptConfig) -> bool:
+    """Whether a table of learned positions is added to the tokens, as MosaicML's class has it without ALiBi."""
+    return config.learned_pos_emb and not config.attn_config.alibi
+
+
+def _norm(config: MptConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon, bias=not config.no_bias)
 
 
 class MPTAttention(nn.Module):
@@ -57,28 +112,37 @@ class MPTAttention(nn.Module):
     def __init__(self, config: MptConfig) -> None:
         super().__init__()
         width, self.heads = config.d_model, config.n_heads
-        self.Wqkv = nn.Linear(width, 3 * width, bias=False)
-        normed = config.attn_config.qk_ln
-        self.q_ln = nn.LayerNorm(width, bias=False) if normed else None
-        self.k_ln = nn.LayerNorm(width, bias=False) if normed else None
-        self.out_proj = nn.Linear(width, width, bias=False)
+        settings, bias = config.attn_config, not config.no_bias
+        self.clip = settings.clip_qkv
+        # `attend` divides by the root of a head's width.
+        self.scale = None if settings.softmax_scale is None else settings.softmax_scale * (width / self.heads) ** 0.5
+        self.Wqkv = nn.Linear(width, 3 * width, bias=bias)
+        self.q_ln = _norm(config) if settings.qk_ln else None
+        self.k_ln = _norm(config) if settings.qk_ln else None
+        self.out_proj = nn.Linear(width, width, bias=bias)
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
         """Hidden states (N, L, D), bias of the scores (1 or N, H, L, L) -> (N, L, D)."""
-        queries, keys, values = self.Wqkv(hidden).chunk(3, dim=-1)
+        projected = self.Wqkv(hidden)
+        if self.clip:
+            projected = projected.clamp(-self.clip, self.clip)
+        queries, keys, values = projected.chunk(3, dim=-1)
         if self.q_ln is not None and self.k_ln is not None:
             # The norms compute in float32 under autocast; attention takes one type.
             queries, keys = self.q_ln(queries).to(values.dtype), self.k_ln(keys).to(values.dtype)
+        if self.scale is not None:
+            queries = queries * self.scale
         return self.out_proj(attend(queries, keys, values, self.heads, bias))
 
 
 class MPTPerceptron(nn.Module):
     """Two layers with GELU between."""
 
-    def __init__(self, width: int, ratio: int) -> None:
+    def __init__(self, config: MptConfig) -> None:
         super().__init__()
-        self.up_proj = nn.Linear(width, ratio * width, bias=False)
-        self.down_proj = nn.Linear(ratio * width, width, bias=False)
+        width, wide = config.d_model, int(config.expansion_ratio * config.d_model)
+        self.up_proj = nn.Linear(width, wide, bias=not config.no_bias)
+        self.down_proj = nn.Linear(wide, width, bias=not config.no_bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(N, L, D) -> (N, L, D)."""
@@ -90,10 +154,10 @@ class MPTBlock(nn.Module):
 
     def __init__(self, config: MptConfig) -> None:
         super().__init__()
-        self.norm_1 = nn.LayerNorm(config.d_model, bias=False)
+        self.norm_1 = _norm(config)
         self.attn = MPTAttention(config)
-        self.norm_2 = nn.LayerNorm(config.d_model, bias=False)
-        self.ffn = MPTPerceptron(config.d_model, config.expansion_ratio)
+        self.norm_2 = _norm(config)
+        self.ffn = MPTPerceptron(config)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
         """Hidden states (N, L, D), bias of the scores (1 or N, H, L, L) -> (N, L, D)."""
@@ -102,7 +166,7 @@ class MPTBlock(nn.Module):
 
 
 class MPTModel(PreTrainedModel):
-    """The embedding, the blocks and the last norm; `Flamingo` runs them."""
+    """The embeddings, the blocks and the last norm; `Flamingo` runs them."""
 
     config_class = MptConfig
     base_model_prefix = "transformer"
@@ -111,8 +175,9 @@ class MPTModel(PreTrainedModel):
     def __init__(self, config: MptConfig) -> None:
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        self.wpe = nn.Embedding(config.max_seq_len, config.d_model) if has_positions(config) else None
         self.blocks = nn.ModuleList(MPTBlock(config) for _ in range(config.n_layers))
-        self.norm_f = nn.LayerNorm(config.d_model, bias=False)
+        self.norm_f = _norm(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -125,17 +190,22 @@ class MPTModel(PreTrainedModel):
         self.wte = value
 
 
-def alibi_bias(config: MptConfig, is_text: Tensor, dtype: torch.dtype) -> Tensor:
-    """Linear position bias (Press et al. 2022, arXiv 2108.12409), causality and padding: (1 or N, H, L, L).
+def score_bias(config: MptConfig, is_text: Tensor, dtype: torch.dtype) -> Tensor:
+    """Causality, padding and, with ALiBi, linear position bias (Press et al. 2022, arXiv 2108.12409).
 
     Args:
         config: of the model.
         is_text: (N, L); keys where it is False are not looked at.
         dtype: of the result.
+
+    Returns:
+        (1 or N, 1 or H, L, L).
     """
-    length, heads, device = is_text.shape[1], config.n_heads, is_text.device
-    distance = torch.arange(1 - length, 1, device=device)  # to the last key; softmax sees differences only
-    bias = _slopes(heads, config.attn_config.alibi_bias_max, device)[:, None, None] * distance
+    length, device = is_text.shape[1], is_text.device
+    bias = torch.zeros(1, 1, length, device=device)
+    if config.attn_config.alibi:
+        distance = torch.arange(1 - length, 1, device=device)  # to the last key; softmax sees differences only
+        bias = _slopes(config.n_heads, config.attn_config.alibi_bias_max, device)[:, None, None] * distance
     hidden = torch.ones(length, length, dtype=torch.bool, device=device).triu(1) | ~is_text[:, None, None]
     return bias.to(dtype).masked_fill(hidden, torch.finfo(dtype).min)
 

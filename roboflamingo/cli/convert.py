@@ -28,12 +28,14 @@ class ConvertConfig:
         policy: what the checkpoint does not say: sources of frozen weights, fusion, window, image sizes. Head,
             chunk and sizes of resampler and cross-attention come from the checkpoint.
         allow: problems that are no error; tensors that are missing begin randomly.
+        overwrite: replaces a policy that is in `out` already.
     """
 
     checkpoint: str
     out: str
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     allow: list[Literal["missing", "unexpected", "shape"]] = field(default_factory=list)
+    overwrite: bool = False
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,7 +45,8 @@ def main(arguments: Sequence[str]) -> None:
     with shown_without_traceback("convert", ValueError, OSError):
         from roboflamingo.converting import convert
 
-        policy = convert(Path(config.checkpoint), Path(config.out), config.policy, config.allow)
+        checkpoint, out = Path(config.checkpoint).expanduser(), Path(config.out).expanduser()
+        policy = convert(checkpoint, out, config.policy, config.allow, overwrite=config.overwrite)
     made = policy.config
     print(
         f"{config.out}: {sum(p.numel() for p in policy.parameters()):,} weights, {made.head.kind} head, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from roboflamingo.cli.arguments import parse, shown_without_traceback, verb_parser
-from roboflamingo.weights import WeightsError
+from roboflamingo.weight_files import WeightsError
 
 EXAMPLES = """
 roboflamingo weights get mpt-1b-dolly
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--cache", type=str, default=None, help="a folder in the layout of the Hugging Face cache")
     values = parse(parser, arguments)
     with shown_without_traceback("weights", WeightsError):
-        get(values.preset, None if values.cache is None else Path(values.cache))
+        get(values.preset, None if values.cache is None else Path(values.cache).expanduser().absolute())
 
 
 def get(preset: str, cache: Path | None = None, console: Console | None = None) -> None:
@@ -51,3 +52,9 @@ def get(preset: str, cache: Path | None = None, console: Console | None = None) 
             size = check_hashes(folder, lambda count, task=task: bar.advance(task, count))  # type: ignore[misc]
         about = f"{source.part} {source.name}: {size / 1e9:.2f} GB, licence {licence(folder)}, hashes right"
         console.print(f"{about}\n  {folder}", soft_wrap=True, highlight=False)
+    if cache is not None:
+        console.print(
+            f"So that train, convert and evaluate find them there: export HF_HUB_CACHE={shlex.quote(str(cache))}",
+            soft_wrap=True,
+            highlight=False,
+        )
