@@ -127,7 +127,7 @@ def print_table(evaluations: Mapping[str, Results], console: Console | None = No
     table.add_column("", overflow="fold")
     for k in range(1, 6):
         table.add_column(f"SR@{k}", justify="right")
-    table.add_column("length", justify="right")
+    table.add_column("length", justify="right", no_wrap=True)
     table.add_column("chains", justify="right")
     evaluations, reasons = by_horizon(evaluations), dict[str, list[str]]()
     for label, results in evaluations.items():
