@@ -14,12 +14,14 @@ from calvin_eval.chains import CHAINS, chains, initial_state
 from calvin_eval.instructions import SPLITS, sentences
 from calvin_eval.protocol import SCENES
 from calvin_eval.scene_config import merged_config
-from calvin_eval.tasks import TASKS
+from calvin_eval.system.errors import UserError
+from calvin_eval.tasks import TASKS, check
 from calvin_eval.tasks import main as check_tasks
 from calvin_eval.world.__main__ import main as check_world
 from calvin_eval.world.__main__ import tcp_errors
 from calvin_eval.world.playtable import PlayTable
 from make_samples import DATA
+from mutations import damaged
 
 ANEW = "; if that is wanted, prove it against the original and make the samples again (tests/data/README.md)"
 MOST_MM = 0.01
@@ -108,3 +110,28 @@ def test_no_sentence_of_ours_is_on_the_lists_of_others() -> None:
     assert len(others) > 1000
     ours = {sentence for task in TASKS for split in SPLITS for sentence in sentences(task, split)}
     assert [sentence for sentence in ours if make_samples.sentence_digest(sentence) in others] == []
+
+
+def test_damaged_recordings_are_errors_of_the_file(tmp_path: Path) -> None:
+    cases, rollouts = tmp_path / "cases.json.gz", tmp_path / "rollouts.npz"
+    for content in damaged((DATA / "oracle_cases.json.gz").read_bytes()[:3000], 100, seed=1):
+        cases.write_bytes(content)
+        with pytest.raises(UserError, match="is not a file of cases"):
+            check(cases)
+    for content in damaged((DATA / "rollouts_D.npz").read_bytes(), 100, seed=2):
+        rollouts.write_bytes(content)
+        try:
+            tcp_errors(rollouts, "D")
+        except UserError as error:
+            assert str(rollouts) in str(error)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], {"scenes": {}, "snapshots": [{}], "cases": []}, {"scenes": {}, "snapshots": [], "cases": [[0, 1, []]]}],
+)
+def test_cases_that_lack_something_are_errors_of_the_file(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "cases.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(value).encode()))
+    with pytest.raises(UserError, match="is not a file of cases"):
+        check(path)
