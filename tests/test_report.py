@@ -155,6 +155,16 @@ def test_the_protocol_marks_what_is_not_the_benchmarks_own(evaluations):
     ]
 
 
+def test_the_protocol_says_which_weights_and_history_were_evaluated():
+    known = results([1, 2], 1, policy_fingerprint="ab" * 32, window=12, stride=2, batch=8, earlier_sessions=[{}])
+    expert = results([1, 2], 1, policy="expert", policy_fingerprint="expert")
+    table = protocol_table({"a": known, "b": expert})
+    assert [cell.value for cell in line_of(table, "policy").cells] == ["runs/x/policy (abababababab...)", "expert"]
+    assert [cell.value for cell in line_of(table, "history").cells] == ["12 frames, 2 steps apart", "not recorded"]
+    assert [cell.value for cell in line_of(table, "batch").cells] == ["8", "not recorded"]
+    assert [cell.value for cell in line_of(table, "sessions").cells] == ["2", "1"]
+
+
 def test_an_official_evaluation_has_no_mark():
     official = results([1] * 1000, 1, world="CALVIN", renderer="egl")
     official["settings"]["leash"] = None
@@ -219,11 +229,22 @@ def test_errors_of_actions_are_in_the_units_of_these_actions(tmp_path, evaluatio
     assert f"held-out action error {unit}" in page.read_text()
 
 
+def test_errors_in_metres_are_shown_in_millimetres_and_degrees(tmp_path, evaluations):
+    metrics = tmp_path / "metrics.jsonl"
+    lines = [{"elapsed_s": 60.0 * i, "val_translation_m": 0.002, "val_rotation_rad": 0.01} for i in range(3)]
+    metrics.write_text("".join(json.dumps({**line, "val_translation_error": 0.1}) + "\n" for line in lines))
+    write_report(tmp_path / "report.html", "t", evaluations, metrics=metrics, recipe="policy: {actions: absolute}")
+    text = (tmp_path / "report.html").read_text()
+    assert (
+        "held-out action error (mm and degrees)" in text and "translation, mm" in text and "half the range" not in text
+    )
+
+
 def test_the_table_fits_a_terminal(evaluations):
     console = Console(width=80, record=True)
     print_table(evaluations, console)
     text = console.export_text()
-    assert "closed loop *" in text and "2.25" in text and "* not the official protocol: world play table" in text
+    assert "closed loop*" in text and "2.25" in text and "* not the official protocol: world play table" in text
     assert max(map(len, text.splitlines())) <= 80
 
 

@@ -134,7 +134,7 @@ def print_table(evaluations: Mapping[str, Results], console: Console | None = No
         line = row(label, results)
         if line["departures"]:
             reasons.setdefault(", ".join(line["departures"]), []).append(label)
-        name = f"{label} *" if line["departures"] else label
+        name = f"{label}*" if line["departures"] else label
         table.add_row(
             name.replace("[", r"\["),
             *[rate["value"] for rate in line["rates"]],

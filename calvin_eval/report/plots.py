@@ -44,20 +44,34 @@ def learning_curves(lines: Sequence[Mapping[str, Any]], actions: str | None = No
             left.plot(*np.array(held_out).T, "o", color=COLOURS[index], markersize=4, label=f"{name}, held out")
     left.set_yscale("log")
     left.set_title("loss", loc="left")
-    for index, (name, label) in enumerate(
-        (("val_translation_error", "translation"), ("val_rotation_error", "rotation"))
-    ):
-        values = [(m, line[name]) for m, line in zip(minutes, lines, strict=True) if name in line]
+    title, errors = _action_errors(lines, actions)
+    for index, (label, name, factor) in enumerate(errors):
+        values = [(m, factor * line[name]) for m, line in zip(minutes, lines, strict=True) if name in line]
         if values:
             right.plot(*np.array(values).T, "o-", color=COLOURS[index], label=label, markersize=4)
-    unit = ACTION_UNITS.get(actions or "", "in the policy's own action units")
-    right.set_title(f"held-out action error ({unit})", loc="left")
+    right.set_title(title, loc="left")
     right.set_ylim(bottom=0)
     for axes in (left, right):
         axes.set_xlabel("minutes of training")
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
     return _svg(figure)
+
+
+def _action_errors(lines: Sequence[Mapping[str, Any]], actions: str | None) -> tuple[str, list[tuple[str, str, float]]]:
+    """A title, and label, key and factor of both held-out errors: in mm and degrees where the training logged metres.
+
+    Older trainings logged the head's numbers, whose unit depends on the kind of actions.
+    """
+    if any("val_translation_m" in line for line in lines):
+        keys = [
+            ("translation, mm", "val_translation_m", 1000.0),
+            ("rotation, degrees", "val_rotation_rad", 180 / np.pi),
+        ]
+        return "held-out action error (mm and degrees)", keys
+    unit = ACTION_UNITS.get(actions or "", "in the policy's own action units")
+    keys = [(name, f"val_{name}_error", 1.0) for name in ("translation", "rotation")]
+    return f"held-out action error ({unit})", keys
 
 
 def success_rates(evaluations: Mapping[str, Mapping[str, Any]]) -> str:

@@ -14,6 +14,7 @@ PLAY_TABLE = "play table (this project's)"
 OWN_RENDERERS = ("panda3d", "none")
 """How renderers begin that only this project's play table has. CALVIN's simulator draws with TinyRenderer too."""
 UNKNOWN = "not recorded"
+SESSIONS = "sessions (versions and machines that ran chains)"
 HIDDEN = ("git", "processor", "machine")
 """Facts of `made_with` that the first table shows, or that say nothing more."""
 
@@ -57,7 +58,20 @@ def _world(results: Results) -> str:
 def _policy(results: Results) -> str:
     fingerprint = results.get("policy_fingerprint") or results.get("fingerprint")
     name = str(results.get("policy", UNKNOWN))
-    return f"{name} ({_short(fingerprint)})" if fingerprint else name
+    return f"{name} ({_short(fingerprint)})" if fingerprint and fingerprint != name else name
+
+
+def _history(results: Results) -> str:
+    window, stride = results.get("window"), results.get("stride")
+    if window is None:
+        return UNKNOWN
+    return f"{window} frame{'s' if window != 1 else ''}" + (
+        f", {stride} steps apart" if stride not in (None, 1) else ""
+    )
+
+
+def _sessions(results: Results) -> str:
+    return str(1 + len(results.get("earlier_sessions", [])))
 
 
 def _leash(results: Results) -> str:
@@ -84,6 +98,7 @@ ITEMS = (
     Item("instructions", _setting("sentences"), "validation"),
     Item("leash (clamp on target minus measured pose)", _leash, "none"),
     Item("policy", _policy),
+    Item("history", _history),
     Item("E (actions executed per prediction)", _fact("execute")),
     Item("temporal ensemble", _ensemble),
     Item("seed", _setting("seed")),
@@ -92,7 +107,9 @@ ITEMS = (
     Item("batch", _fact("batch")),
     Item("processor", _made_with("processor", "machine")),
     Item("commit", _made_with("git")),
-    Item("evaluation code", _fact("code", "code_version")),
+    Item("code of benchmark", _fact("code")),
+    Item("code of policy", _fact("policy_code")),
+    Item(SESSIONS, _sessions),
 )
 OFFICIAL = (
     f"the benchmark's own protocol: CALVIN's world, scene D, {CHAINS} chains, 360 steps a task, "
@@ -158,7 +175,7 @@ def by_horizon(evaluations: Mapping[str, Results]) -> dict[str, Results]:
 
 def same_but_for_horizon(results: Results) -> tuple[str, ...]:
     """What two evaluations must share so that their lengths show the effect of E."""
-    names = ("E (actions executed per prediction)", "seed", "processor", "commit", "batch", "device")
+    names = ("E (actions executed per prediction)", "seed", "processor", "commit", "batch", "device", SESSIONS)
     return tuple(item.read(results) for item in ITEMS if item.name not in names)
 
 
