@@ -11,8 +11,10 @@ from rich.console import Console
 
 from calvin_eval.metrics import ChainResult, summarize
 from calvin_eval.report import print_table, read_metrics, write_report
+from calvin_eval.report.plots import learning_curves
 from calvin_eval.report.protocol import by_horizon, departures, protocol_table
 from calvin_eval.system.errors import UserError
+from mutations import damaged
 
 TASKS = ("open_drawer", "turn_on_led", "close_drawer", "turn_off_led", "move_slider_left")
 FILM = b"not really a film, but bytes like one"
@@ -263,3 +265,22 @@ def test_missing_metrics_are_no_error_and_damaged_ones_are_named(tmp_path):
     path.write_text("nonsense\n")
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 1 is damaged"):
         read_metrics(path)
+
+
+def test_damaged_metrics_and_names_are_messages_or_drawn_as_far_as_they_go(tmp_path, evaluations):
+    lines = [{"elapsed_s": 60.0 * i, "pose": 1 / i, "val_translation_m": 0.002} for i in range(1, 6)]
+    good = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    for content in damaged(good, 8, seed=3):
+        (tmp_path / "metrics.jsonl").write_bytes(content)
+        try:
+            learning_curves(read_metrics(tmp_path / "metrics.jsonl"))
+        except UserError as error:
+            assert "metrics.jsonl, line" in str(error)
+    odd = [
+        {"elapsed_s": 1.0, "pose": "many"},
+        {"elapsed_s": 2.0, "pose": float("nan")},
+        {"elapsed_s": 3, "pose": 1e308},
+    ]
+    assert "<svg" in learning_curves(odd)
+    write_report(tmp_path / "report.html", "half a character \ud800", evaluations)
+    assert "half a character ?" in (tmp_path / "report.html").read_text()

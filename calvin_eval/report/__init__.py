@@ -83,10 +83,10 @@ def write_report(
         beside=beside.name,
         recipe=recipe,
     )
-    write_text(path, page)
+    write_text(path, _encodable(page))
     for name, drawing in drawings.items():
         if drawing is not None:
-            write_text(beside / f"{name}.svg", drawing)
+            write_text(beside / f"{name}.svg", _encodable(drawing))
 
 
 def refuse_others(path: Path) -> None:
@@ -158,5 +158,10 @@ def _actions(recipe: str) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
+def _encodable(text: str) -> str:
+    """The text without what UTF-8 cannot say: half a character that a name or a damaged file brought in."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+    return type(value) in (int, float) and abs(value) < plots.LARGEST

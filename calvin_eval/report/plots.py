@@ -17,6 +17,8 @@ from calvin_eval.report.tables import length_interval
 
 INK, QUIET, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = ("#2f6fde", "#e07a2f", "#3a9d6e", "#9a5bd0", "#c8434f", "#17a2b8", "#8c6d46", "#d66bb0", "#6b7280", "#a3b02c")
+LARGEST = 1e30
+"""What is beyond is left out of curves: no loss, and nothing that axes can be made for."""
 ACTION_UNITS = {
     "relative": "1 = 0.02 m or 0.05 rad",
     "tcp_relative": "1 = 0.035 m or 0.15 rad along the tool's axes",
@@ -33,22 +35,20 @@ def learning_curves(lines: Sequence[Mapping[str, Any]], actions: str | None = No
         actions: what kind of actions the errors are of; None where that is not known.
     """
     figure, (left, right) = _figure(2, (9.6, 3.2))
-    minutes = np.array([line["elapsed_s"] / 60 for line in lines])
     for index, name in enumerate(("pose", "gripper", "auxiliary")):
-        values = [(m, line[name]) for m, line in zip(minutes, lines, strict=True) if name in line]
-        if values:
-            x, y = np.array(values).T
-            left.plot(x, _smooth(y), color=COLOURS[index], label=name, linewidth=1.4)
-        held_out = [(m, line[f"val_{name}"]) for m, line in zip(minutes, lines, strict=True) if f"val_{name}" in line]
-        if held_out:
-            left.plot(*np.array(held_out).T, "o", color=COLOURS[index], markersize=4, label=f"{name}, held out")
+        minutes, values = _points(lines, name)
+        if len(values):
+            left.plot(minutes, _smooth(values), color=COLOURS[index], label=name, linewidth=1.4)
+        minutes, values = _points(lines, f"val_{name}")
+        if len(values):
+            left.plot(minutes, values, "o", color=COLOURS[index], markersize=4, label=f"{name}, held out")
     left.set_yscale("log")
     left.set_title("loss", loc="left")
     title, errors = _action_errors(lines, actions)
     for index, (label, name, factor) in enumerate(errors):
-        values = [(m, factor * line[name]) for m, line in zip(minutes, lines, strict=True) if name in line]
-        if values:
-            right.plot(*np.array(values).T, "o-", color=COLOURS[index], label=label, markersize=4)
+        minutes, values = _points(lines, name)
+        if len(values):
+            right.plot(minutes, factor * values, "o-", color=COLOURS[index], label=label, markersize=4)
     right.set_title(title, loc="left")
     right.set_ylim(bottom=0)
     for axes in (left, right):
@@ -56,6 +56,17 @@ def learning_curves(lines: Sequence[Mapping[str, Any]], actions: str | None = No
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
     return _svg(figure)
+
+
+def _points(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Minutes of training and a value, where it is a finite number."""
+    pairs = [
+        (line["elapsed_s"] / 60, line[name])
+        for line in lines
+        if type(line.get(name)) in (int, float) and abs(line[name]) < LARGEST
+    ]
+    minutes, values = np.array(pairs, float).reshape(-1, 2).T
+    return minutes, values
 
 
 def _action_errors(lines: Sequence[Mapping[str, Any]], actions: str | None) -> tuple[str, list[tuple[str, str, float]]]:
