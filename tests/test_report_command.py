@@ -13,6 +13,7 @@ from calvin_eval.metrics import ChainResult, summarize
 from calvin_eval.report.reading import find, read_results, short_names
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import write_json
+from calvin_eval.system.sealing import sealed
 from mutations import damaged
 from roboflamingo.cli.main import main
 
@@ -194,6 +195,17 @@ def test_results_that_lack_or_contradict_something_are_named(tmp_path, capsys, k
     write_json(folder / "results.json", {"0": {**summary, key: value}})
     message = refusal(capsys, folder)
     assert f"{folder / 'results.json'}" in message and "evaluate again" in message
+
+
+def test_results_that_were_edited_do_not_fit_their_checksum(tmp_path):
+    folder = write_evaluation(tmp_path / "a")
+    summary = json.loads((folder / "results.json").read_text())["0"]
+    write_json(folder / "results.json", {"0": sealed(summary)})
+    assert read_results(folder)["policy"] == "runs/x/policy"
+    text = (folder / "results.json").read_text()
+    (folder / "results.json").write_text(text.replace("runs/x/policy", "runs/y/policy"))
+    with pytest.raises(UserError, match=r"results\.json does not fit its checksum"):
+        read_results(folder)
 
 
 def test_results_and_chains_that_contradict_each_other_are_refused(tmp_path):

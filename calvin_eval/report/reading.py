@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from calvin_eval.evaluate import EPOCH
+from calvin_eval.evaluation_folder import EPOCH
 from calvin_eval.metrics import LENGTH
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import read_json, read_lines
+from calvin_eval.system.sealing import CHECKSUM, opened
 
 WHAT = "the results of an evaluation"
 RATES = [str(k) for k in range(1, LENGTH + 1)]
@@ -77,7 +78,10 @@ def read_results(folder: Path) -> dict[str, Any]:
     value = read_json(path, WHAT)
     if not isinstance(value, dict) or not isinstance(value.get(EPOCH), dict):
         raise UserError(f"{path} should hold {WHAT}, under the key {EPOCH!r}; evaluate again")
-    results = dict(value[EPOCH])
+    results = value[EPOCH]
+    if CHECKSUM in results:  # results of earlier versions have none
+        results = opened(results, str(path))
+    results = dict(results)
     _check(results, path)
     if "lengths" not in results and (folder / "chains.jsonl").is_file():
         results["lengths"] = _lengths(folder / "chains.jsonl", results["chains"])
