@@ -2,7 +2,7 @@
 
 Everything in this package (oracle, chains, recorder, evaluator, demonstrators) and every policy sees a
 robot only through the types below, so another simulator, a real robot or somebody else's policy plugs in
-by providing them. Nothing here needs more than numpy.
+by providing them. This module imports nothing but numpy; the rest of the package needs more (see setup.py).
 
 Units are metres, radians and seconds; quaternions are (x, y, z, w). Shapes: B episodes, K actions in a chunk.
 

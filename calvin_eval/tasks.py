@@ -16,6 +16,7 @@ import argparse
 import gzip
 import json
 import sys
+import zlib
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
@@ -219,25 +220,29 @@ def check(path: Path) -> tuple[int, int, list[str]]:
     """Replays a cases file: (how many agree, how many there are, the first ten disagreements in words).
 
     Raises:
-        UserError: the file is not gzipped JSON, or lacks a key.
+        UserError: the file is not gzipped JSON, is damaged, or lacks a key.
     """
     try:
         with gzip.open(path, "rt") as file:
             data = json.load(file)
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not a file of cases, gzipped JSON: {error}") from error
-    missing = {"scenes", "snapshots", "cases"} - set(data)
+    missing = {"scenes", "snapshots", "cases"} - set(data if isinstance(data, dict) else ())
     if missing:
         raise UserError(f"{path} is not a file of cases: it lacks {', '.join(sorted(missing))}")
-    snapshots = [read_snapshot(s, data["scenes"][s["scene"]]) for s in data["snapshots"]]
+    try:
+        snapshots = [read_snapshot(s, data["scenes"][s["scene"]]) for s in data["snapshots"]]
+        cases = [(snapshots[start], snapshots[end], set(expected)) for start, end, expected in data["cases"]]
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is not a file of cases: an entry is not as it should be ({error!r})") from error
     agree, wrong = 0, list[str]()
-    for number, (start, end, expected) in enumerate(data["cases"]):
-        found = solved(snapshots[start], snapshots[end])
-        if found == set(expected):
+    for number, (start, end, expected) in enumerate(cases):
+        found = solved(start, end)
+        if found == expected:
             agree += 1
         elif len(wrong) < 10:
             wrong.append(f"case {number}: official {sorted(expected)}, ours {sorted(found)}")
-    return agree, len(data["cases"]), wrong
+    return agree, len(cases), wrong
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -249,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         agree, total, wrong = check(options.cases)
-    except (OSError, ValueError) as error:
+    except (OSError, UserError) as error:
         parser.error(str(error))
     for line in wrong:
         print(line)

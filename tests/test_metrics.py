@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from scipy.stats import beta, binom, multinomial
 
-from calvin_eval.metrics import ChainResult, bootstrap_mean, summarize, wilson
+from calvin_eval.metrics import ChainResult, mean_interval, paired_difference, summarize, wilson
 
 TASKS = ("a", "b", "c", "d", "e")
 RESULTS = [
@@ -51,13 +54,69 @@ def test_wilson_intervals_equal_the_published_formula(successes: int, trials: in
     assert wilson(successes, trials) == pytest.approx([centre - half, centre + half], abs=1e-6)
 
 
-def test_the_bootstrap_is_seeded_and_agrees_with_the_normal_approximation() -> None:
+def test_the_interval_of_a_mean_is_seeded_and_agrees_with_the_normal_approximation_for_many_values() -> None:
     lengths = np.random.default_rng(0).integers(0, 6, 400)
-    assert bootstrap_mean(lengths, seed=1) == bootstrap_mean(lengths, seed=1)
-    assert bootstrap_mean(lengths, seed=1) != bootstrap_mean(lengths, seed=2)
+    assert mean_interval(lengths, 0, 5, seed=1) == mean_interval(lengths, 0, 5, seed=1)
+    assert mean_interval(lengths, 0, 5, seed=1) != mean_interval(lengths, 0, 5, seed=2)
     half = 1.96 * lengths.std() / np.sqrt(len(lengths))
     expected = [lengths.mean() - half, lengths.mean() + half]
-    assert bootstrap_mean(lengths, seed=1) == pytest.approx(expected, abs=0.02)
+    assert mean_interval(lengths, 0, 5, seed=1) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 100])
+def test_chains_that_all_came_to_the_same_claim_no_certainty(count: int) -> None:
+    """Values at an end give Jeffreys' interval of a rate, times five."""
+    half_open = 5 * beta.ppf(0.975, 0.5, count)
+    assert mean_interval(np.zeros(count), 0, 5, seed=0) == pytest.approx([0, half_open], rel=0.06)
+    assert mean_interval(np.full(count, 5), 0, 5, seed=0) == pytest.approx([5 - half_open, 5], rel=0.06)
+    low, high = mean_interval(np.full(count, 2), 0, 5, seed=0)
+    assert 0 <= low < 2 < high <= 5
+
+
+@pytest.mark.parametrize(("count", "least"), [(3, 0.97), (10, 0.96), (30, 0.93), (100, 0.93)])
+def test_the_interval_covers_the_mean_of_chains_of_0_or_5_tasks(count: int, least: float) -> None:
+    """Exactly: over all numbers of solved chains. `benchmarks/intervals.py` does so for other policies."""
+    solved = np.arange(count + 1)
+    bounds = np.array([mean_interval(5.0 * (np.arange(count) < k), 0, 5, seed=0) for k in solved])
+    for rate in (0.05, 0.2, 0.5, 0.8, 0.95):
+        held = (bounds[:, 0] <= 5 * rate) & (5 * rate <= bounds[:, 1])
+        assert binom.pmf(solved, count, rate) @ held >= least, rate
+
+
+def test_the_interval_covers_the_mean_of_few_chains() -> None:
+    """Exactly, over the 56 outcomes of three chains, for tasks that are solved with the same chance each."""
+    outcomes = [c for c in itertools.product(range(4), repeat=6) if sum(c) == 3]
+    bounds = [mean_interval(np.repeat(np.arange(6), counts), 0, 5, seed=0) for counts in outcomes]
+    for chance in (0.02, 0.1, 0.3, 0.5, 0.8, 0.95, 0.99):
+        reached = chance ** np.arange(6)
+        lengths = np.append(reached[:-1] - reached[1:], reached[-1])
+        mean = lengths @ np.arange(6)
+        held = np.array([low <= mean <= high for low, high in bounds])
+        assert multinomial.pmf(outcomes, 3, lengths) @ held >= 0.96, chance
+
+
+def test_evaluations_are_compared_over_the_chains_that_both_ran() -> None:
+    rng = np.random.default_rng(0)
+    first = {index: int(rng.integers(0, 5)) for index in range(200)}
+    second = {index: solved + int(rng.random() < 0.3) for index, solved in first.items() if index < 150}
+    found = paired_difference(second, first)
+    assert found is not None and found.chains == 150
+    assert found.mean == pytest.approx(np.mean([second[i] - first[i] for i in second]))
+    low, high = found.interval
+    assert 0 < low < found.mean < high and high - low < 0.25  # two averages of 150 are uncertain by 0.45 each
+    reverse = paired_difference(first, second)
+    assert reverse is not None and reverse.mean == -found.mean
+
+
+def test_equal_chains_do_not_prove_that_policies_are_equal() -> None:
+    found = paired_difference({0: 1, 1: 5, 2: 0}, {0: 1, 1: 5, 2: 0})
+    assert found is not None and found.mean == 0
+    assert found.interval[0] < -1.5 and found.interval[1] > 1.5
+    assert paired_difference({0: 1}, {1: 1}) is None
+
+
+def test_results_hold_each_chains_length() -> None:
+    assert summarize(RESULTS)["lengths"] == {"0": 5, "1": 2, "2": 0, "3": 1}
 
 
 def test_without_chains_there_is_nothing_to_summarize() -> None:

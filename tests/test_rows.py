@@ -12,6 +12,7 @@ from rich.console import Console
 from roboflamingo.backbone.flamingo import CrossAttentionConfig, ResamplerConfig
 from roboflamingo.checkpoint import load_policy
 from roboflamingo.cli.arguments import parse_config
+from roboflamingo.cli.evaluate import EvaluateConfig
 from roboflamingo.presets import preset
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.train import train
@@ -19,6 +20,9 @@ from runs import metrics
 from synthetic import write_dataset
 
 ROWS = sorted((Path(__file__).parents[1] / "configs" / "rows").glob("*.yaml"))
+
+EPOCHS = {"m3b_ift_abcd": 3, "m3b_ift_5x": 2, "m9b_5x": 1}
+"""After which epoch the published figure was measured, where the source says so."""
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +55,28 @@ def small(config, run, dataset):
         trainable=replace(config.trainable, everything=everything), devices=1, max_epochs=None, max_steps=2,
         accelerator="cpu", validation_windows=0, log_every_steps=1,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)
+def test_a_rows_commands_are_commands_and_say_in_which_world_they_end(path):
+    text = path.read_text()
+    commands = {line.split()[2]: line.split()[3:] for line in text.splitlines() if line.startswith("#   roboflamingo ")}
+    assert set(commands) == {"train", "evaluate"}
+    assert commands["train"][:2] == ["--config", f"configs/rows/{path.name}"]
+    trained = parse_config(
+        TrainConfig, "train", ["--config", str(path), *commands["train"][2:]], summary="", examples=""
+    )
+    evaluated = parse_config(EvaluateConfig, "evaluate", commands["evaluate"], summary="", examples="")
+    assert (evaluated.device, evaluated.scene, evaluated.execute) == ("cuda", "D", 1)
+    assert evaluated.settings.chains == 1000 and evaluated.settings.leash is None
+    assert evaluated.out == f"{trained.run}/chains"
+    assert (evaluated.settings.sentences == "enriched") == ("with enriched instructions" in text.splitlines()[0])
+    assert "CALVIN's own simulator" in text and "this project's play table" in text
+    epoch = EPOCHS.get(path.stem)
+    if epoch is None:
+        assert evaluated.policy == f"{trained.run}/policy" and "Which epoch's policy it is of" in text
+    else:
+        assert evaluated.policy == f"{trained.run}/epochs/{epoch}" and trained.max_epochs >= epoch
 
 
 @pytest.mark.parametrize("path", ROWS, ids=lambda path: path.stem)

@@ -1,115 +1,167 @@
-"""Makes one page out of an experiment: numbers with intervals, plots, videos, and the recipe that made them."""
+"""Makes one page out of an experiment: numbers with intervals, its protocol, plots, videos, and the recipe."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 
 from calvin_eval.report import plots
-from calvin_eval.system.files import write_text
+from calvin_eval.report.protocol import OFFICIAL, Results, by_horizon, protocol_table, versions_table
+from calvin_eval.report.tables import differences, row
+from calvin_eval.report.videos import EMBEDDED_BYTES, captioned, travelling
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.files import read_lines, write_text
+
+MARK = '<meta name="generator" content="roboflamingo report">'
+"""By which a page of ours is known."""
+MARK_BEFORE = "Chains of five tasks in a row, without reset in between."
+"""By which pages of earlier versions are."""
 
 
 def write_report(
     path: Path,
     title: str,
-    evaluations: Mapping[str, Mapping[str, Any]],
+    evaluations: Mapping[str, Results],
     *,
-    metrics: Path | None = None,
+    metrics: Path | Sequence[Path] | None = None,
     recipe: str = "",
-    videos: Sequence[Path] = (),
+    videos: Mapping[str, Path] | Sequence[Path] = (),
     notes: Sequence[str] = (),
+    embed: int = EMBEDDED_BYTES,
 ) -> None:
     """Writes the report.
 
     Args:
-        path: where the HTML goes. Plots are in it, and beside it as `plots/*.svg` for use elsewhere; videos stay
-            beside it and are linked.
+        path: where the HTML goes. Plots and small videos are in it. Beside it, `report_files/` (the page's name with
+            `_files`) has the plots as SVG files for use elsewhere, and the videos that are too large for the page.
         title: its headline.
         evaluations: results (see `calvin_eval.evaluate.evaluate`) by label.
-        metrics: metrics.jsonl of the training, if there was one.
-        recipe: the configuration, as YAML.
-        videos: films to show.
+        metrics: metrics.jsonl of the training, if there was one; several one after the other.
+        recipe: the training's configuration, as YAML.
+        videos: films to show, by caption if they are a mapping.
         notes: sentences on how to read the numbers.
+        embed: most bytes of videos that go into the page.
 
     Raises:
-        ValueError: there are no evaluations.
+        UserError: there are no evaluations, metrics.jsonl is damaged, or path is a file that is no report of ours.
+        OSError: something cannot be read or written.
     """
     if not evaluations:
-        raise ValueError("a report needs at least one evaluation")
-    lines = read_metrics(metrics) if metrics is not None else []
+        raise UserError("a report needs at least one evaluation")
+    refuse_others(path)
+    evaluations = by_horizon(evaluations)
+    lines = read_metrics(*([] if metrics is None else [metrics] if isinstance(metrics, Path) else metrics))
     drawings = {
-        "curves": plots.learning_curves(lines) if lines else None,
+        "curves": plots.learning_curves(lines, _actions(recipe)) if lines else None,
         "rates": plots.success_rates(evaluations),
         "execute": plots.length_against_execute(evaluations),
         "tasks": plots.per_task(evaluations),
     }
-    first = next(iter(evaluations.values()))
+    beside = path.with_name(f"{path.stem}_files")
+    shown = travelling(videos if isinstance(videos, Mapping) else captioned(videos), path, beside, embed)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template("page.html.j2").render(
+        mark=MARK,
         title=title,
-        rows=[_row(label, results) for label, results in evaluations.items()],
+        official=OFFICIAL,
+        rows=[row(label, results) for label, results in evaluations.items()],
+        differences=differences(evaluations),
+        labels=list(evaluations),
+        protocol=protocol_table(evaluations),
+        versions=versions_table(evaluations),
         notes=notes,
         **drawings,
-        videos=[os.path.relpath(video, path.parent) for video in videos],
+        videos=shown,
+        beside=beside.name,
         recipe=recipe,
-        provenance={"renderer": first["renderer"], "seed": first["settings"]["seed"], **first["made_with"]},
     )
-    write_text(path, page)
+    write_text(path, _encodable(page))
     for name, drawing in drawings.items():
         if drawing is not None:
-            write_text(path.parent / "plots" / f"{name}.svg", drawing)
+            write_text(beside / f"{name}.svg", _encodable(drawing))
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; none where there is no such file."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+def refuse_others(path: Path) -> None:
+    """Makes sure that a page may be written there.
+
+    Raises:
+        UserError: it is a folder, or a file that is no report of ours.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; say which file in it, as {path / 'report.html'}")
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            beginning = file.read(8192).decode("utf-8", errors="replace")
+        if MARK not in beginning and MARK_BEFORE not in beginning:
+            raise UserError(f"{path} is there and is no report of ours; choose another name with --out, or remove it")
 
 
-def print_table(evaluations: Mapping[str, Mapping[str, Any]], console: Console | None = None) -> None:
-    """Prints success rates and average lengths as a table that fits a terminal."""
+def read_metrics(*paths: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that have a time, without those of files that are not there.
+
+    Several files are trainings one after the other: their times add up.
+
+    Raises:
+        UserError: a line is damaged. Names file and line.
+    """
+    found, before = list[dict[str, Any]](), 0.0
+    for path in paths:
+        lines = [line for line in read_lines(path) if isinstance(line, dict) and _is_number(line.get("elapsed_s"))]
+        found += [{**line, "elapsed_s": line["elapsed_s"] + before} for line in lines]
+        before = found[-1]["elapsed_s"] if found else 0.0
+    return found
+
+
+def print_table(evaluations: Mapping[str, Results], console: Console | None = None) -> None:
+    """Prints success rates and average lengths as a table that fits a terminal, and what is not official in them."""
+    console = console or Console()
     table = Table(title="chains of five tasks, 95 % intervals in brackets", title_justify="left")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for k in range(1, 6):
         table.add_column(f"SR@{k}", justify="right")
-    table.add_column("length", justify="right")
+    table.add_column("length", justify="right", no_wrap=True)
     table.add_column("chains", justify="right")
+    evaluations, reasons = by_horizon(evaluations), dict[str, list[str]]()
     for label, results in evaluations.items():
-        row = _row(label, results)
+        line = row(label, results)
+        if line["departures"]:
+            reasons.setdefault(", ".join(line["departures"]), []).append(label)
+        name = f"{label}*" if line["departures"] else label
         table.add_row(
-            label,
-            *[rate["value"] for rate in row["rates"]],
-            f"{row['length']} {row['interval']}",
-            row["chains"],
+            name.replace("[", r"\["),
+            *[rate["value"] for rate in line["rates"]],
+            rf"{line['length']} {line['interval']}".replace("[", r"\["),
+            line["chains"],
         )
-    (console or Console()).print(table)
+    console.print(table)
+    for reason, labels in reasons.items():
+        who = "" if len(labels) == len(evaluations) else f" ({', '.join(labels)})"
+        console.print(f"* not the official protocol{who}: {reason}", highlight=False, markup=False)
 
 
-def _row(label: str, results: Mapping[str, Any]) -> dict[str, Any]:
-    low, high = results["intervals"]["avg_seq_len"]
-    return {
-        "label": label,
-        "rates": [
-            {
-                "value": f"{100 * results['chain_sr'][str(k)]:.1f}",
-                "interval": "{:.0f}-{:.0f}".format(*(100 * b for b in results["intervals"]["chain_sr"][str(k)])),
-            }
-            for k in range(1, 6)
-        ],
-        "length": f"{results['avg_seq_len']:.2f}",
-        "interval": f"[{low:.2f}, {high:.2f}]",
-        "chains": str(results["chains"]),
-    }
+def _actions(recipe: str) -> str | None:
+    """The kind of actions that a training's configuration names; None where it does not."""
+    try:
+        config = yaml.safe_load(recipe)
+    except yaml.YAMLError:
+        return None
+    policy = config.get("policy") if isinstance(config, dict) else None
+    kind = policy.get("actions") if isinstance(policy, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _encodable(text: str) -> str:
+    """The text without what UTF-8 cannot say: half a character that a name or a damaged file brought in."""
+    return text.encode("utf-8", errors="replace").decode()
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < plots.LARGEST

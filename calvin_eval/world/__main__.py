@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ from calvin_eval.world.silhouettes import silhouette_overlap
 KEYS = ("actions", "robot_obs", "reset_robot_obs", "reset_scene_obs", "robot_contacts")
 LIMIT_MM = 0.1
 LEAST_OVERLAP = 0.95
+DAMAGED = (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+"""What numpy raises on damaged npz files."""
 
 
 def tcp_errors(path: Path, scene: str) -> list[tuple[int, float]]:
@@ -31,13 +35,9 @@ def tcp_errors(path: Path, scene: str) -> list[tuple[int, float]]:
         scene: where they were recorded.
 
     Raises:
-        UserError: a key is missing.
+        UserError: the file is none of rollouts, or damaged.
     """
-    with np.load(path) as file:
-        missing = [key for key in KEYS if key not in file.files]
-        if missing:
-            raise UserError(f"{path} lacks {', '.join(missing)}; a rollouts file has {', '.join(KEYS)}")
-        data = {key: file[key] for key in KEYS}
+    data = _read_rollouts(path)
     results = []
     with PlayTable(scene, renderer="none") as world:
         for index, actions in enumerate(data["actions"]):
@@ -51,6 +51,26 @@ def tcp_errors(path: Path, scene: str) -> list[tuple[int, float]]:
                 error = max(error, 1000.0 * float(np.linalg.norm(offset)))
             results.append((steps, error))
     return results
+
+
+def _read_rollouts(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as file:
+            missing = [key for key in KEYS if key not in file.files]
+            if missing:
+                raise UserError(f"{path} lacks {', '.join(missing)}; a rollouts file has {', '.join(KEYS)}")
+            data = {key: np.asarray(file[key], float) for key in KEYS}
+    except (*DAMAGED, AttributeError) as error:  # AttributeError: a bare .npy
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged, or no npz file of rollouts: {error!r}") from error
+    if data["actions"].ndim != 3:
+        raise UserError(f"{path}: actions have shape {data['actions'].shape}; rollouts have (n, t, 7)")
+    n, t, _ = data["actions"].shape
+    for key, shape in zip(KEYS, ((n, t, 7), (n, t, 15), (n, 15), (n, 24), (n, t)), strict=True):
+        if data[key].shape != shape or not np.isfinite(data[key]).all():
+            raise UserError(f"{path}: {key} must be finite numbers of shape {shape}, not {data[key].shape}")
+    return data
 
 
 def main(arguments: list[str] | None = None) -> int:
