@@ -133,7 +133,7 @@ class PolicyController:
         batch = {name: _filled(x, rows) for name, x in self._batch(observations).items()}
         texts = [self._read(memory.instruction) for memory in memories]
         text = stack(texts + texts[:1] * (rows - len(texts)))
-        media, low = self.policy.see(batch["rgb_static"], batch["rgb_gripper"]), self.policy.low_dimensional(batch)
+        media, low = self.policy.see(batch["rgb_static"], batch.get("rgb_gripper")), self.policy.low_dimensional(batch)
         frames = media if self.policy.joins_window else self.policy.fuse(media, low, text)
         windows = [
             frame if memory.frames is None else torch.cat([memory.frames, frame])
@@ -177,9 +177,10 @@ class PolicyController:
             raise UserError("the policy sees images, and the environment renders none: choose a renderer")
         arrays = {
             "rgb_static": [resize_image(o.rgb_static, config.static_size) for o in observations],
-            "rgb_gripper": [resize_image(o.rgb_gripper, config.gripper_size) for o in observations],
             "robot_obs": [o.robot_obs.astype(np.float32) for o in observations],
         }
+        if both:
+            arrays["rgb_gripper"] = [resize_image(o.rgb_gripper, config.gripper_size) for o in observations]
         for name in config.vectors:
             if any(name not in o.vectors for o in observations):
                 raise UserError(f"the policy reads {name!r}, which the observation's vectors lack")

@@ -1,47 +1,70 @@
-"""Packs a CALVIN split once into arrays that are mapped into memory, so that reading a window costs a copy.
+"""Packs CALVIN splits once into arrays that are mapped into memory, so that reading a window costs a copy.
 
 A split of small compressed files takes milliseconds a frame to read; its packed form takes microseconds.
 Only frames that an annotated segment covers are packed, resized to what the policy sees.
 
 A packed folder holds `rgb_static.npy` (N, S, S, 3) and `rgb_gripper.npy` (N, G, G, 3) uint8,
 `robot_obs.npy` (N, 15), `scene_obs.npy` (N, 24, blocks always red, blue, pink) and `actions.npy` (N, 7)
-float32, and `index.json`.
+float32, as far as the policy reads them, `digests.npy` (N, 16) and `stamps.npy` (N, 3) of the frames' files, and
+`index.json`.
 
 Non-obvious behaviours
     - The folder appears under its name when it is complete. A killed packing leaves `<name>.building`,
       which the next call continues.
-    - Several processes may ask for the same folder: one packs, the others wait.
-    - When a source file or a setting changes, the folder is made again.
+    - All splits are looked through, and their first frames read, before the first is packed.
+    - Several processes may ask for the same folder: one packs, the others wait. Whoever finds all complete takes no
+      lock and writes nothing, so a read-only cache will do.
+    - A packed folder belongs to content, not to a path: a data set that was moved keeps it. Frames whose files were
+      touched since are read and compared by digest; when one, an annotation or a setting has changed, or the folder is
+      damaged, it is made again.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from roboflamingo.data.annotations import DataError
-from roboflamingo.data.frames import FrameJob, PackSettings
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.files import replace_folder, write_atomic
+from calvin_eval.system.locks import folder_lock
+from calvin_eval.system.machine import cores
+from calvin_eval.system.processes import run_jobs
+from roboflamingo.data.errors import DataError
+from roboflamingo.data.frames import PackSettings, file_digest, read_frame
 from roboflamingo.data.split import Split, read_split
+from roboflamingo.data.store import (
+    BLOCK,
+    FORMAT,
+    INDEX,
+    STAMPS,
+    Filled,
+    FrameJob,
+    create_arrays,
+    damaged_blocks,
+    needs_verifying,
+    note_verified,
+    open_array,
+    read_sealed,
+    stored_arrays,
+    write_sealed,
+)
 
-FORMAT = 1
-"""Raised when the layout of a packed folder changes, so that older ones are made again."""
-
-FRAMES_PER_JOB = 256
+DONE = "done.json"
+PATIENCE_S = 5.0
+"""Checks that take longer show how far they are."""
 
 
 def pack(
@@ -52,143 +75,323 @@ def pack(
     processes: int | None = None,
     console: Console | None = None,
 ) -> Path:
-    """Makes sure that `split` lies packed under `cache`.
+    """Makes sure that `split` lies packed under `cache`: `pack_all` for one."""
+    return pack_all([split], cache, settings, processes=processes, console=console)[0]
+
+
+def pack_all(
+    splits: Sequence[Path],
+    cache: Path,
+    settings: PackSettings,
+    *,
+    processes: int | None = None,
+    console: Console | None = None,
+) -> list[Path]:
+    """Makes sure that all splits lie packed under `cache`.
 
     Args:
-        split: a CALVIN `training` or `validation` folder.
+        splits: CALVIN `training` or `validation` folders.
         cache: the folder for packed folders; made if missing.
         settings: image sizes and the like.
         processes: how many read in parallel; None for one per core.
-        console: where the progress bar goes; None for the terminal.
+        console: where progress and notes go; None for the terminal.
 
     Returns:
-        The packed folder, named after the split and the settings.
+        The packed folder of each.
 
     Raises:
-        DataError: a source file is missing or broken, or the disk is too small. Names the file and the key.
+        DataError: a source file is missing or broken, the disk is too small, or the cache cannot be written to.
+            Names file and key.
     """
-    source = read_split(split.resolve(), settings.language)
-    fingerprint = f"{FORMAT}-{source.fingerprint}"
-    name = _name(source.folder, settings)
-    target, building = cache / name, cache / f"{name}.building"
-    cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / f"{name}.lock"):
-        if _read_json(target / "index.json").get("fingerprint") == fingerprint:
-            return target
-        _prepare(building, source, settings, fingerprint)
-        _fill(building, source, settings, processes or _cores(), console or Console(stderr=True))
-        (building / "index.json").write_text(json.dumps(_index(source, settings, fingerprint)), encoding="utf-8")
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(building, target)
-        (target / "done.json").unlink()
-    return target
+    console = console or Console(stderr=True)
+    sources = [read_split(split, settings.language) for split in splits]
+    for source in sources:  # what is wrong with all frames comes out before any is packed
+        read_frame(source.folder / source.names[0], settings, source.block_order[0])
+    packings = [_Packing(source, cache, settings, console) for source in sources]
+    found = [packing.find() for packing in packings]
+    missing = [packing for packing, folder in zip(packings, found, strict=True) if folder is None]
+    if missing:
+        with _cache_errors(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            _check_space(missing, cache)
+            with _locked(cache, console):
+                for packing in missing:
+                    packing.make(processes or cores())
+    folders = [folder or packing.target for folder, packing in zip(found, packings, strict=True)]
+    for folder in dict.fromkeys(folders):
+        _tell_clipped(folder, console)
+    return folders
 
 
-def _name(split: Path, settings: PackSettings) -> str:
-    digest = hashlib.sha256(json.dumps([str(split), asdict(settings)]).encode()).hexdigest()[:8]
-    return f"{split.parent.name}_{split.name}_{settings.static_size}_{settings.gripper_size}_{digest}"
+@dataclass
+class _Packing:
+    """One split on its way into the cache."""
+
+    source: Split
+    cache: Path
+    settings: PackSettings
+    console: Console
+
+    def __post_init__(self) -> None:
+        where = os.path.relpath(self.source.folder.resolve(), self.cache.resolve())  # kept when both are moved
+        digest = hashlib.sha256(json.dumps([where, asdict(self.settings)]).encode()).hexdigest()[:8]
+        split, sizes = self.source.folder, f"{self.settings.static_size}_{self.settings.gripper_size}"
+        name = f"{split.parent.name}_{split.name}_{sizes}_{digest}"
+        self.target, self.building = self.cache / name, self.cache / f"{name}.building"
+        self.arrays = stored_arrays(self.settings, len(self.source.frames))
+        self.key = hashlib.sha256(
+            json.dumps([FORMAT, self.source.notes, asdict(self.settings)], sort_keys=True).encode()
+        ).hexdigest()
+        self._seen: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all arrays."""
+        return sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.arrays.values())
+
+    @property
+    def title(self) -> str:
+        return f"{self.source.folder.parent.name}/{self.source.folder.name}"
+
+    def find(self) -> Path | None:
+        """A complete packed folder of this split's content, this split's own first; None where there is none."""
+        self._seen = _content(self.target / INDEX)
+        others = sorted(path.parent for path in self.cache.glob(f"*/{INDEX}"))
+        for folder in dict.fromkeys([self.target, *others]):
+            index = read_sealed(folder / INDEX)
+            if index is None or index.get("key") != self.key or folder == self.building:
+                if folder == self.target and self._seen is not None:
+                    self._say("annotations or settings have changed" if index else f"{folder / INDEX} is damaged")
+                continue
+            problem = self._problem(folder, index)
+            if problem is None:
+                return folder
+            if folder == self.target:
+                self._say(problem)
+        return None
+
+    def _say(self, reason: str) -> None:
+        self.console.print(f"{self.title} is packed again: {reason}", soft_wrap=True, markup=False, highlight=False)
+
+    def _problem(self, folder: Path, index: dict[str, Any]) -> str | None:
+        """What keeps a packed folder from being this split's, if anything."""
+        try:
+            changed = self._changed_frame(folder)
+            if changed is not None:
+                return f"{changed} has changed"
+            if needs_verifying(folder, self.arrays):
+                with self._bar(f"checking {folder.name}", self.size) as advance:
+                    for name, row in damaged_blocks(folder, self.arrays, index["blocks"], advance):
+                        return f"{folder / name}.npy is damaged in rows {row} to {row + BLOCK - 1}"
+                note_verified(folder, self.arrays)
+        except (DataError, OSError) as error:
+            return str(error)
+        return None
+
+    def _changed_frame(self, folder: Path) -> str | None:
+        """A frame whose file is not what was packed. Only those that were touched since are read."""
+        stamps = _read_stamps(folder / STAMPS, self.source.stamps.shape)
+        suspects = np.flatnonzero((stamps != self.source.stamps).any(axis=1)).tolist()
+        if not suspects:
+            return None
+        if (stamps[suspects, 0] >= 0).all():  # a whole file of stamps: another size is another content
+            for row in suspects:
+                if stamps[row, 0] != self.source.stamps[row, 0]:
+                    return str(self.source.folder / self.source.names[row])
+        digests = open_array(folder, "digests", *self.arrays["digests"])
+
+        def same(row: int) -> bool:
+            content = (self.source.folder / self.source.names[row]).read_bytes()
+            return bool((file_digest(content) == digests[row]).all())
+
+        title = f"comparing {self.title}"
+        with self._bar(title, len(suspects)) as advance, ThreadPoolExecutor(4 * cores()) as pool:
+            try:
+                for first in range(0, len(suspects), BLOCK):
+                    some = suspects[first : first + BLOCK]
+                    for row, equal in zip(some, pool.map(same, some), strict=True):
+                        if not equal:
+                            return str(self.source.folder / self.source.names[row])
+                    advance(len(some))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        with suppress(OSError):  # a read-only cache compares them again the next time
+            _write_stamps(folder / STAMPS, self.source.stamps)
+        return None
+
+    def make(self, processes: int) -> None:
+        """Packs, unless another process has done so while this one waited for the lock."""
+        if _content(self.target / INDEX) != self._seen and self.find() == self.target:
+            return
+        state = hashlib.sha256(self.key.encode() + self.source.stamps.tobytes()).hexdigest()
+        filled = self._continued(state)
+        if filled is None:
+            shutil.rmtree(self.building, ignore_errors=True)
+            self.building.mkdir()
+            create_arrays(self.building, self.arrays)
+            filled = []
+        self._fill(filled, state, processes)
+        _write_stamps(self.building / STAMPS, self.source.stamps)
+        note_verified(self.building, self.arrays)
+        write_sealed(self.building / INDEX, self._index(filled))
+        (self.building / DONE).unlink()
+        replace_folder(self.building, self.target)
+
+    def _continued(self, state: str) -> list[Filled] | None:
+        """What a killed packing has filled, as far as it is whole; None where there is nothing to continue."""
+        done = read_sealed(self.building / DONE)
+        if done is None or done["state"] != state:
+            return None
+        filled = [Filled(**job) for job in done["filled"]]
+        blocks = _blocks(filled)
+        try:
+            damaged = {row for _, row in damaged_blocks(self.building, self.arrays, blocks)}
+        except DataError:
+            return None
+        return [job for job in filled if job.first not in damaged]
+
+    def _fill(self, filled: list[Filled], state: str, processes: int) -> None:
+        """Runs the jobs that are not done yet, under a progress bar."""
+        source, total = self.source, len(self.source.frames)
+        done = {job.first for job in filled}
+        jobs = [
+            FrameJob(
+                source.folder, self.building, self.settings, total, row, source.names[rows], source.block_order[rows]
+            )
+            for row in range(0, total, BLOCK)
+            if row not in done
+            for rows in [slice(row, row + BLOCK)]
+        ]
+        self._note(filled, state)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self.console) as bar:
+            task = bar.add_task(f"packing {self.title}", total=total, completed=sum(job.rows for job in filled))
+            workers = min(len(jobs), processes)
+            results = run_jobs(FrameJob.run, jobs, workers) if workers > 1 else (job.run() for job in jobs)
+            for result in results:
+                filled.append(result)
+                self._note(filled, state)
+                bar.advance(task, result.rows)
+
+    def _note(self, filled: list[Filled], state: str) -> None:
+        write_sealed(self.building / DONE, {"state": state, "filled": [asdict(job) for job in filled]})
+
+    def _index(self, filled: list[Filled]) -> dict[str, Any]:
+        """Describes the packed folder; a segment's rows are its first row and the one after its last."""
+        source = self.source
+        digests = open_array(self.building, "digests", *self.arrays["digests"])
+        starts = np.searchsorted(source.frames, [segment.start for segment in source.segments]).tolist()
+        return {
+            "format": FORMAT,
+            "key": self.key,
+            "content": hashlib.sha256(source.notes.encode() + digests.tobytes()).hexdigest(),
+            "source": str(source.folder),
+            "settings": asdict(self.settings),
+            "frames": len(source.frames),
+            "clipped": sum(job.clipped for job in filled),
+            "beyond": max(job.beyond for job in filled),
+            "segments": [
+                {"rows": [row, row + s.stop - s.start], "task": s.task, "instruction": s.instruction}
+                for row, s in zip(starts, source.segments, strict=True)
+            ],
+            "blocks": _blocks(filled),
+        }
+
+    @contextmanager
+    def _bar(self, title: str, total: int) -> Iterator[Any]:
+        """Gives what a progress bar is told; it shows itself when the wait gets long."""
+        begin, done, task = time.monotonic(), 0, TaskID(-1)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+        bar = Progress(*columns, console=self.console, transient=True)
+
+        def advance(count: int) -> None:
+            nonlocal done, task
+            done += count
+            if task < 0 and time.monotonic() - begin > PATIENCE_S:
+                bar.start()
+                task = bar.add_task(title, total=total)
+            if task >= 0:
+                bar.update(task, completed=done)
+
+        try:
+            yield advance
+        finally:
+            bar.stop()
 
 
-def _cores() -> int:
-    """Cores this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock that the system releases when the process dies."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _index(source: Split, settings: PackSettings, fingerprint: str) -> dict[str, Any]:
-    """Describes a packed folder; a segment's rows are its first row and the one after its last."""
-    starts = np.searchsorted(source.frames, [segment.start for segment in source.segments]).tolist()
+def _blocks(filled: Sequence[Filled]) -> dict[str, dict[str, int]]:
+    """Checksums by array and first row."""
+    names = filled[0].checksums if filled else ()
     return {
-        "fingerprint": fingerprint,
-        "source": str(source.folder),
-        "settings": asdict(settings),
-        "frames": len(source.frames),
-        "segments": [
-            {"rows": [row, row + s.stop - s.start], "task": s.task, "instruction": s.instruction}
-            for row, s in zip(starts, source.segments, strict=True)
-        ],
+        name: {str(job.first): job.checksums[name] for job in sorted(filled, key=lambda job: job.first)}
+        for name in names
     }
 
 
-def _prepare(building: Path, source: Split, settings: PackSettings, fingerprint: str) -> None:
-    """Makes empty arrays, or keeps those of a packing that was killed."""
-    if _read_json(building / "done.json").get("fingerprint") == fingerprint:
-        return
-    shutil.rmtree(building, ignore_errors=True)
-    arrays = settings.arrays(len(source.frames))
-    need = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in arrays.values())
-    free = shutil.disk_usage(building.parent).free
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _read_stamps(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """The stamps of a packed folder; -1 where the file is damaged, so that every frame is compared."""
+    try:
+        stamps = np.load(path, allow_pickle=False)
+    except Exception:  # damage makes numpy raise almost anything
+        return np.full(shape, -1)
+    return stamps if stamps.shape == shape and stamps.dtype == np.int64 else np.full(shape, -1)
+
+
+def _write_stamps(path: Path, stamps: np.ndarray) -> None:
+    write_atomic(path, lambda file: np.save(file, stamps))
+
+
+def _check_space(packings: Sequence[_Packing], cache: Path) -> None:
+    """Refuses to begin what the disk cannot hold."""
+    need = sum(packing.size for packing in packings if not (packing.building / DONE).exists())
+    free = shutil.disk_usage(cache).free
     if need > free:
+        names = ", ".join(str(packing.source.folder) for packing in packings)
         raise DataError(
-            f"packing {source.folder} needs {need / 1e9:.1f} GB, {building.parent} has {free / 1e9:.1f} GB; "
+            f"packing {names} needs {need / 1e9:.1f} GB, {cache} has {free / 1e9:.1f} GB; "
             "set data.cache to a folder on a larger disk"
         )
-    building.mkdir()
-    for name, (shape, kind) in arrays.items():
-        np.lib.format.open_memmap(building / f"{name}.npy", mode="w+", dtype=kind, shape=shape)
-    _write_done(building, fingerprint, [])
 
 
-def _fill(building: Path, source: Split, settings: PackSettings, processes: int, console: Console) -> None:
-    """Runs the jobs that are not done yet, under a progress bar."""
-    done = _read_json(building / "done.json")
-    jobs = [
-        FrameJob(source.folder, building, settings, row, source.frames[rows], source.block_order[rows])
-        for row in range(0, len(source.frames), FRAMES_PER_JOB)
-        if row not in done["rows"]
-        for rows in [slice(row, row + FRAMES_PER_JOB)]
-    ]
-    total, to_do = len(source.frames), sum(len(job.frames) for job in jobs)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        title = f"packing {source.folder.parent.name}/{source.folder.name}"
-        task = bar.add_task(title, total=total, completed=total - to_do)
-        for job in _run(jobs, min(len(jobs), processes)):
-            done["rows"].append(job.first_row)
-            _write_done(building, done["fingerprint"], done["rows"])
-            bar.advance(task, len(job.frames))
-
-
-def _run(jobs: list[FrameJob], processes: int) -> Iterator[FrameJob]:
-    """Yields every job when it is done; in this process when one is enough."""
-    if processes <= 1:
-        yield from (job.run() for job in jobs)
-        return
-    # spawn: a fork would copy whatever threads and devices the caller has open
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_die_with_parent) as pool:
-        futures = [pool.submit(job.run) for job in jobs]
+@contextmanager
+def _locked(cache: Path, console: Console) -> Iterator[None]:
+    """Holds the cache for this process; says so where it has to wait for another."""
+    with ExitStack() as stack:
         try:
-            yield from (future.result() for future in as_completed(futures))
-        finally:
-            pool.shutdown(cancel_futures=True)  # after an error, start nothing more
+            stack.enter_context(folder_lock(cache, "packing"))
+        except UserError as error:
+            owner = str(error).split(";")[0]
+            console.print(f"waiting: {owner}", soft_wrap=True, markup=False, highlight=False)
+            stack.enter_context(folder_lock(cache, "packing", wait=True))
+        yield
 
 
-def _die_with_parent() -> None:
-    """Lets a worker end when the packing process is killed, which it would otherwise outlive for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+@contextmanager
+def _cache_errors(cache: Path) -> Iterator[None]:
+    """Turns errors of the disk into advice."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or cache}: {error.strerror or error}; data is packed into {cache}: set data.cache to a "
+            "folder that can be written to and has room"
+        ) from error
 
 
-def _write_done(building: Path, fingerprint: str, rows: list[int]) -> None:
-    """Notes which jobs are done, by their first rows."""
-    temporary = building / "done.json.tmp"
-    temporary.write_text(json.dumps({"fingerprint": fingerprint, "rows": rows}), encoding="utf-8")
-    os.replace(temporary, building / "done.json")
+def _tell_clipped(folder: Path, console: Console) -> None:
+    index = read_sealed(folder / INDEX) or {}
+    if index.get("clipped"):
+        console.print(
+            f"{index['source']}: {index['clipped']} of {index['frames']} frames have relative actions beyond [-1, 1] "
+            f"(up to {index['beyond']:g}); they are clipped (data.out_of_range: clip)",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
