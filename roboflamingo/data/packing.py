@@ -107,7 +107,7 @@ def pack_all(
     sources = [read_split(split, settings.language) for split in splits]
     for source in sources:  # what is wrong with all frames comes out before any is packed
         read_frame(source.folder / source.names[0], settings, source.block_order[0])
-    packings = [_Packing(source, cache, settings, console) for source in sources]
+    packings = [Packing(source, cache, settings, console) for source in sources]
     found = [packing.find() for packing in packings]
     missing = [packing for packing, folder in zip(packings, found, strict=True) if folder is None]
     if missing:
@@ -124,8 +124,18 @@ def pack_all(
 
 
 @dataclass
-class _Packing:
-    """One split on its way into the cache."""
+class Packing:
+    """One split on its way into the cache.
+
+    Attributes:
+        source: the split.
+        cache: the folder for packed folders.
+        settings: what is taken from a frame.
+        console: for progress and notes.
+        target: the packed folder when it is complete, building: until then.
+        arrays: shape and type of each.
+        key: what annotations and settings come to; packed folders with another are another's.
+    """
 
     source: Split
     cache: Path
@@ -150,7 +160,13 @@ class _Packing:
         return sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self.arrays.values())
 
     @property
+    def state(self) -> str:
+        """What a killed packing must have begun with to be continued."""
+        return hashlib.sha256(self.key.encode() + self.source.stamps.tobytes()).hexdigest()
+
+    @property
     def title(self) -> str:
+        """The split as users know it."""
         return f"{self.source.folder.parent.name}/{self.source.folder.name}"
 
     def find(self) -> Path | None:
@@ -191,13 +207,11 @@ class _Packing:
     def _changed_frame(self, folder: Path) -> str | None:
         """A frame whose file is not what was packed. Only those that were touched since are read."""
         stamps = _read_stamps(folder / STAMPS, self.source.stamps.shape)
-        suspects = np.flatnonzero((stamps != self.source.stamps).any(axis=1)).tolist()
-        if not suspects:
+        suspects = np.flatnonzero((stamps != self.source.stamps).any(axis=1))
+        if not len(suspects):
             return None
-        if (stamps[suspects, 0] >= 0).all():  # a whole file of stamps: another size is another content
-            for row in suspects:
-                if stamps[row, 0] != self.source.stamps[row, 0]:
-                    return str(self.source.folder / self.source.names[row])
+        resized = stamps[suspects, 0] != self.source.stamps[suspects, 0]
+        suspects = np.concatenate([suspects[resized], suspects[~resized]])  # those that tell soonest come first
         digests = open_array(folder, "digests", *self.arrays["digests"])
 
         def same(row: int) -> bool:
@@ -208,7 +222,7 @@ class _Packing:
         with self._bar(title, len(suspects)) as advance, ThreadPoolExecutor(4 * cores()) as pool:
             try:
                 for first in range(0, len(suspects), BLOCK):
-                    some = suspects[first : first + BLOCK]
+                    some = suspects[first : first + BLOCK].tolist()
                     for row, equal in zip(some, pool.map(same, some), strict=True):
                         if not equal:
                             return str(self.source.folder / self.source.names[row])
@@ -223,34 +237,32 @@ class _Packing:
         """Packs, unless another process has done so while this one waited for the lock."""
         if _content(self.target / INDEX) != self._seen and self.find() == self.target:
             return
-        state = hashlib.sha256(self.key.encode() + self.source.stamps.tobytes()).hexdigest()
-        filled = self._continued(state)
+        filled = self._continued()
         if filled is None:
             shutil.rmtree(self.building, ignore_errors=True)
             self.building.mkdir()
             create_arrays(self.building, self.arrays)
             filled = []
-        self._fill(filled, state, processes)
+        self._fill(filled, processes)
         _write_stamps(self.building / STAMPS, self.source.stamps)
         note_verified(self.building, self.arrays)
         write_sealed(self.building / INDEX, self._index(filled))
         (self.building / DONE).unlink()
         replace_folder(self.building, self.target)
 
-    def _continued(self, state: str) -> list[Filled] | None:
+    def _continued(self) -> list[Filled] | None:
         """What a killed packing has filled, as far as it is whole; None where there is nothing to continue."""
         done = read_sealed(self.building / DONE)
-        if done is None or done["state"] != state:
+        if done is None or done["state"] != self.state:
             return None
         filled = [Filled(**job) for job in done["filled"]]
-        blocks = _blocks(filled)
         try:
-            damaged = {row for _, row in damaged_blocks(self.building, self.arrays, blocks)}
+            damaged = {row for _, row in damaged_blocks(self.building, self.arrays, _blocks(filled))}
         except DataError:
             return None
         return [job for job in filled if job.first not in damaged]
 
-    def _fill(self, filled: list[Filled], state: str, processes: int) -> None:
+    def _fill(self, filled: list[Filled], processes: int) -> None:
         """Runs the jobs that are not done yet, under a progress bar."""
         source, total = self.source, len(self.source.frames)
         done = {job.first for job in filled}
@@ -262,7 +274,7 @@ class _Packing:
             if row not in done
             for rows in [slice(row, row + BLOCK)]
         ]
-        self._note(filled, state)
+        self._note(filled)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=self.console) as bar:
             task = bar.add_task(f"packing {self.title}", total=total, completed=sum(job.rows for job in filled))
@@ -270,11 +282,11 @@ class _Packing:
             results = run_jobs(FrameJob.run, jobs, workers) if workers > 1 else (job.run() for job in jobs)
             for result in results:
                 filled.append(result)
-                self._note(filled, state)
+                self._note(filled)
                 bar.advance(task, result.rows)
 
-    def _note(self, filled: list[Filled], state: str) -> None:
-        write_sealed(self.building / DONE, {"state": state, "filled": [asdict(job) for job in filled]})
+    def _note(self, filled: list[Filled]) -> None:
+        write_sealed(self.building / DONE, {"state": self.state, "filled": [asdict(job) for job in filled]})
 
     def _index(self, filled: list[Filled]) -> dict[str, Any]:
         """Describes the packed folder; a segment's rows are its first row and the one after its last."""
@@ -348,7 +360,7 @@ def _write_stamps(path: Path, stamps: np.ndarray) -> None:
     write_atomic(path, lambda file: np.save(file, stamps))
 
 
-def _check_space(packings: Sequence[_Packing], cache: Path) -> None:
+def _check_space(packings: Sequence[Packing], cache: Path) -> None:
     """Refuses to begin what the disk cannot hold."""
     need = sum(packing.size for packing in packings if not (packing.building / DONE).exists())
     free = shutil.disk_usage(cache).free
