@@ -47,8 +47,7 @@ _CORES = ("numpy.core", "numpy._core")  # numpy 1 and numpy 2
 
 ADMITTED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "bytes"): bytes,
-    ("builtins", "bytearray"): bytearray,
+    **{(module, "bytes"): bytes for module in ("builtins", "__builtin__")},  # the latter in protocols 0 to 2
     ("_codecs", "encode"): _Encode(),
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,

@@ -266,8 +266,10 @@ def damaged_blocks(
 
 def note_verified(folder: Path, arrays: Arrays) -> None:
     """Notes that the arrays, as they now lie there, are what was written. Nothing is noted where that cannot be."""
-    with contextlib.suppress(OSError):  # read-only: it is checked again then
-        write_sealed(folder / VERIFIED, _array_stamps(folder, arrays))
+    stamps = _array_stamps(folder, arrays)
+    if read_sealed(folder / VERIFIED) != stamps:
+        with contextlib.suppress(OSError):  # read-only: they are checked again then
+            write_sealed(folder / VERIFIED, stamps)
 
 
 def needs_verifying(folder: Path, arrays: Arrays) -> bool:

@@ -80,9 +80,9 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
     if config.max_epochs is not None:
         config = replace(config, max_steps=steps_of(config, training), max_epochs=None)
     saved = load_state(run / "last.ckpt")
+    check_same_data(config, training, held_out, write=first)
     if saved is not None:
         check_same_config(config, run / "config.yaml")
-    check_same_data(config, training, held_out, write=first)
     if first:
         write_config(config, run / "config.yaml")
 
