@@ -19,8 +19,9 @@ from rich.console import Console
 
 from calvin_eval.system.errors import UserError
 from mutations import damaged
+from roboflamingo.data.building import Packing
 from roboflamingo.data.frames import PackSettings, read_frame
-from roboflamingo.data.packing import Packing, pack
+from roboflamingo.data.packing import pack
 from roboflamingo.data.split import read_split
 from roboflamingo.data.store import FrameJob, create_arrays, read_sealed, write_sealed
 from roboflamingo.data.windows import Windows

@@ -16,9 +16,10 @@ from rich.console import Console
 
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.locks import folder_lock
+from roboflamingo.data.building import Packing
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.frames import PackSettings
-from roboflamingo.data.packing import Packing, pack, pack_all
+from roboflamingo.data.packing import pack, pack_all
 from roboflamingo.data.split import folder_at, read_split
 from roboflamingo.data.store import FrameJob, create_arrays, read_index, write_sealed
 from roboflamingo.data.windows import Windows
