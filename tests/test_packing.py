@@ -194,6 +194,17 @@ def test_rows_that_a_killed_packing_left_damaged_are_filled_again(split: Path) -
         assert path.read_bytes() == (expected / path.name).read_bytes()
 
 
+def test_what_another_process_has_packed_meanwhile_is_not_packed_again(split: Path) -> None:
+    folder = packed(split)
+    (folder / "actions.npy").write_bytes(b"")
+    mine, other = (Packing(read_split(split), folder.parent, SETTINGS, Console(quiet=True)) for _ in range(2))
+    assert (mine.find(), other.find()) == (None, None)
+    other.make(1)
+    written = (folder / "index.json").stat()
+    mine.make(1)
+    assert (folder / "index.json").stat().st_ino == written.st_ino
+
+
 def test_clipped_actions_are_counted_whenever_the_data_are_opened(split: Path) -> None:
     for frame, value in ((101, 50.0), (102, -2.0)):
         action = np.array([value, 0, 0, 0, 0, 0, 1])

@@ -104,3 +104,14 @@ def test_frames_without_gripper_camera_and_scene_do_for_a_policy_that_reads_neit
     observation = Observation(np.zeros((24, 24, 3), np.uint8), np.zeros((0, 0, 3), np.uint8), np.zeros(15))
     actions, _ = controller.act([observation], [controller.start("please open drawer 0")])
     assert actions.shape == (1, 1, 7)
+
+
+def test_states_are_read_as_vectors_too_and_recorded_actions_are_not(tmp_path: Path, dataset: Path) -> None:
+    config = begun(tmp_path, dataset)
+    config.policy.vectors, config.policy.auxiliary_weight = ("scene_obs",), 0.0
+    train(config, console=QUIET)
+    assert len(load_policy(tmp_path / "run" / "policy").config.statistics["scene_obs"].centre) == 24
+    config = begun(tmp_path, dataset)
+    config.policy.vectors = ("rel_actions",)
+    with pytest.raises(DataError, match=r"policy\.vectors names rel_actions"):
+        train(config, console=QUIET)

@@ -79,7 +79,7 @@ class Packing:
         self.key = hashlib.sha256(
             json.dumps([FORMAT, self.source.notes, asdict(self.settings)], sort_keys=True).encode()
         ).hexdigest()
-        self._seen: bytes | None = None
+        self._seen: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -98,7 +98,7 @@ class Packing:
 
     def find(self) -> Path | None:
         """A complete packed folder of this split's content, this split's own first; None where there is none."""
-        self._seen = _content(self.target / INDEX)
+        self._seen = _identity(self.target / INDEX)
         others = sorted(path.parent for path in self.cache.glob(f"*/{INDEX}"))
         for folder in dict.fromkeys([self.target, *others]):
             index = read_sealed(folder / INDEX)
@@ -162,7 +162,7 @@ class Packing:
 
     def make(self, processes: int) -> None:
         """Packs, unless another process has done so while this one waited for the lock."""
-        if _content(self.target / INDEX) != self._seen and self.find() == self.target:
+        if _identity(self.target / INDEX) != self._seen and self.find() == self.target:
             return
         filled = self._continued()
         if filled is None:
@@ -267,11 +267,13 @@ def _blocks(filled: Sequence[Filled]) -> dict[str, dict[str, int]]:
     }
 
 
-def _content(path: Path) -> bytes | None:
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced, be it by one of the same content; None where there is none."""
     try:
-        return path.read_bytes()
+        status = path.stat()
     except OSError:
         return None
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _read_stamps(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -57,8 +57,8 @@ class PackSettings:
             raise DataError(f"data.out_of_range must be error or clip, not {self.out_of_range!r}")
         if min(self.static_size, self.gripper_size) < 1:
             raise DataError(f"images of {self.static_size} and {self.gripper_size} pixels are impossible")
-        if taken := self.vectors.keys() & {"rgb_static", "rgb_gripper", "robot_obs", "scene_obs", "actions"}:
-            raise DataError(f"policy.vectors names {', '.join(sorted(taken))}, which are no further vectors")
+        if taken := self.vectors.keys() & {"rgb_static", "rgb_gripper", *VECTORS}:
+            raise DataError(f"policy.vectors names {', '.join(sorted(taken))}, which a policy cannot read as vectors")
 
     @property
     def keys(self) -> tuple[str, ...]:

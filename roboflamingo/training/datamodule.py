@@ -83,14 +83,15 @@ def pack_settings(config: TrainConfig) -> PackSettings:
         "actions" if policy.actions == "absolute" else "rel_actions",
         data.language,
         gripper=policy.backbone.fusion != "static_only",
-        scene=policy.auxiliary_weight > 0,
+        scene=policy.auxiliary_weight > 0 or "scene_obs" in policy.vectors,
         out_of_range=data.out_of_range,
     )
-    if not policy.vectors:
+    further = [name for name in policy.vectors if name not in ("robot_obs", "scene_obs")]
+    if not further:
         return settings
     split = read_split(data_folders(config)[0] / "training", data.language)
     frame = split.path(int(split.frames[0]))
-    return replace(settings, vectors={name: vector_length(frame, name) for name in policy.vectors})
+    return replace(settings, vectors={name: vector_length(frame, name) for name in further})
 
 
 def check_same_data(config: TrainConfig, training: Windows, held_out: Windows | None, *, write: bool) -> None:
