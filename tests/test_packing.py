@@ -215,6 +215,12 @@ def test_clipped_actions_are_counted_whenever_the_data_are_opened(split: Path) -
     for _ in range(2):
         assert "2 of 7 frames have relative actions beyond [-1, 1] (up to 50); they are clipped" in told(split, clip)
     assert np.load(packed(split, settings=clip) / "actions.npy")[1:3, 0].tolist() == [1, -1]
+    with pytest.raises(DataError, match=r"episode_0000101\.npz: rel_actions\[0\] is 50"):
+        packed(split)
+
+
+def test_clipping_makes_no_other_copy_where_nothing_is_clipped(split: Path) -> None:
+    assert packed(split, settings=PackSettings(8, 6, out_of_range="clip")) == packed(split)
 
 
 def test_folders_of_different_settings_do_not_join(split: Path) -> None:

@@ -71,14 +71,13 @@ class Packing:
 
     def __post_init__(self) -> None:
         where = os.path.relpath(self.source.folder.resolve(), self.cache.resolve())  # kept when both are moved
-        digest = hashlib.sha256(json.dumps([where, asdict(self.settings)]).encode()).hexdigest()[:8]
+        layout = {name: value for name, value in asdict(self.settings).items() if name != "out_of_range"}
+        digest = hashlib.sha256(json.dumps([where, layout]).encode()).hexdigest()[:8]
         split, sizes = self.source.folder, f"{self.settings.static_size}_{self.settings.gripper_size}"
         name = f"{split.parent.name}_{split.name}_{sizes}_{digest}"
         self.target, self.building = self.cache / name, self.cache / f"{name}.building"
         self.arrays = stored_arrays(self.settings, len(self.source.frames))
-        self.key = hashlib.sha256(
-            json.dumps([FORMAT, self.source.notes, asdict(self.settings)], sort_keys=True).encode()
-        ).hexdigest()
+        self.key = hashlib.sha256(json.dumps([FORMAT, self.source.notes, layout], sort_keys=True).encode()).hexdigest()
         self._seen: tuple[int, ...] | None = None
 
     @property
@@ -119,6 +118,8 @@ class Packing:
     def _problem(self, folder: Path, index: dict[str, Any]) -> str | None:
         """What keeps a packed folder from being this split's, if anything."""
         try:
+            if index["clipped"] and self.settings.out_of_range == "error":
+                return "relative actions beyond [-1, 1] were clipped, and data.out_of_range is error now"
             changed = self._changed_frame(folder)
             if changed is not None:
                 return f"{changed} has changed"
@@ -183,6 +184,8 @@ class Packing:
         if done is None or done["state"] != self.state:
             return None
         filled = [Filled(**job) for job in done["filled"]]
+        if self.settings.out_of_range == "error":
+            filled = [job for job in filled if not job.clipped]
         try:
             damaged = {row for _, row in damaged_blocks(self.building, self.arrays, _blocks(filled))}
         except DataError:
