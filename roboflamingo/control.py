@@ -152,7 +152,7 @@ class PolicyController:
         present = _filled(torch.tensor([len(frames) - 1 for frames in shown], device=self._device), rows)
         texts = [self._read(memory.instruction) for memory in memories]
         text = stack(texts + texts[:1] * (rows - len(texts)))
-        media, low = self.policy.see(batch["rgb_static"], batch["rgb_gripper"]), self.policy.low_dimensional(batch)
+        media, low = self.policy.see(batch["rgb_static"], batch.get("rgb_gripper")), self.policy.low_dimensional(batch)
         seen = media if self.policy.joins_window else self.policy.fuse(media, low, text)
         histories = [
             torch.cat([row[: len(frames)]] if memory.frames is None else [memory.frames, row[: len(frames)]])
@@ -193,9 +193,10 @@ class PolicyController:
             raise UserError("the policy sees images, and the environment renders none: choose a renderer")
         arrays = {
             "rgb_static": [resize_image(o.rgb_static, config.static_size) for o in every],
-            "rgb_gripper": [resize_image(o.rgb_gripper, config.gripper_size) for o in every],
             "robot_obs": [o.robot_obs.astype(np.float32) for o in every],
         }
+        if both:
+            arrays["rgb_gripper"] = [resize_image(o.rgb_gripper, config.gripper_size) for o in every]
         for name in config.vectors:
             if any(name not in o.vectors for o in every):
                 raise UserError(f"the policy reads {name!r}, which the observation's vectors lack")

@@ -141,14 +141,14 @@ class RoboFlamingo(nn.Module):
         """What to backpropagate ("loss") and its parts, over the steps inside the segments.
 
         Args:
-            batch: rgb_static (B, T, H, W, 3), rgb_gripper (B, T, h, w, 3), robot_obs (B, T, 15), actions
-                (B, T, K, 7), action_mask (B, T, K), frame_mask (B, T), instruction (B sentences); what
-                `config.vectors` names (B, T, n); scene_obs (B, T, 24) for the auxiliary loss.
+            batch: rgb_static (B, T, H, W, 3), rgb_gripper (B, T, h, w, 3) unless fusion is static_only,
+                robot_obs (B, T, 15), actions (B, T, K, 7), action_mask (B, T, K), frame_mask (B, T), instruction
+                (B sentences); what `config.vectors` names (B, T, n); scene_obs (B, T, 24) for the auxiliary loss.
         """
-        static, gripper = batch["rgb_static"], batch["rgb_gripper"]
+        static, gripper = batch["rgb_static"], batch.get("rgb_gripper")
         if self.training:
             static = random_shift(static, self.config.static_shift)
-            gripper = random_shift(gripper, self.config.gripper_shift)
+            gripper = None if gripper is None else random_shift(gripper, self.config.gripper_shift)
         media = self.see(static, gripper)
         features = self.fuse(media, self.low_dimensional(batch), self.read(batch["instruction"]))
         mask = batch["action_mask"] & batch["frame_mask"].unsqueeze(-1)
@@ -168,7 +168,7 @@ class RoboFlamingo(nn.Module):
 
     def features(self, batch: Mapping[str, Any]) -> Tensor:
         """What the head reads of a batch (see `fuse`)."""
-        media = self.see(batch["rgb_static"], batch["rgb_gripper"])
+        media = self.see(batch["rgb_static"], batch.get("rgb_gripper"))
         return self.fuse(media, self.low_dimensional(batch), self.read(batch["instruction"]))
 
     def targets(self, batch: Mapping[str, Any]) -> Tensor:
@@ -181,9 +181,10 @@ class RoboFlamingo(nn.Module):
         values = torch.cat([prediction.pose, gripper.unsqueeze(-1)], dim=-1)
         return self.action_space.decode(values.double(), robot_obs.double())
 
-    def see(self, static: Tensor, gripper: Tensor) -> Tensor:
-        """Images (B, T, H, W, 3) and (B, T, h, w, 3) uint8 -> visual tokens (B, T, R, Dv)."""
-        return self.backbone.see(static.flatten(0, 1), gripper.flatten(0, 1)).unflatten(0, static.shape[:2])
+    def see(self, static: Tensor, gripper: Tensor | None) -> Tensor:
+        """Images (B, T, H, W, 3) and, unless fusion is static_only, (B, T, h, w, 3) uint8 -> tokens (B, T, R, Dv)."""
+        close = None if gripper is None else gripper.flatten(0, 1)
+        return self.backbone.see(static.flatten(0, 1), close).unflatten(0, static.shape[:2])
 
     def read(self, instruction: Sequence[str], length: int | None = None) -> Text:
         """B sentences as far as they can be read without images.

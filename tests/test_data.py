@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from roboflamingo.data.frames import PackSettings
 from roboflamingo.data.images import resize_image
 from roboflamingo.data.packing import pack
 from roboflamingo.data.split import read_split
+from roboflamingo.data.store import read_sealed, write_sealed
 from roboflamingo.data.windows import Windows, last_frames, to_tensors
 from synthetic import TASKS, write_frame, write_split
 
@@ -170,18 +172,21 @@ def test_a_killed_packing_is_continued(tmp_path: Path) -> None:
     )
     cache = tmp_path / "cache"
     process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "training", cache])
-    while not (notes := list(cache.glob("*.building/done.json"))) or not json.loads(notes[0].read_text())["rows"]:
+    while not (notes := list(cache.glob("*.building/done.json"))) or not (read_sealed(notes[0]) or {}).get("filled"):
         assert process.poll() is None, "packing ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = json.loads(notes[0].read_text())["rows"]
+    done = read_sealed(notes[0])
+    assert done is not None
     robot_obs = np.load(notes[0].parent / "robot_obs.npy", mmap_mode="r+")
     robot_obs[0] = 123  # a mark that a second packing of the same frame would overwrite
+    done["filled"][0]["checksums"]["robot_obs"] = zlib.crc32(robot_obs[:256].tobytes())
+    write_sealed(notes[0], done)
     del robot_obs
 
     result = np.load(packed(tmp_path / "training", cache) / "robot_obs.npy")
-    assert 0 in done
+    assert done["filled"][0]["first"] == 0
     assert (result[0] == 123).all()
     expected = packed(tmp_path / "training", tmp_path / "fresh")
     np.testing.assert_array_equal(result[1:], np.load(expected / "robot_obs.npy")[1:])

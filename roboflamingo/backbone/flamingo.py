@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.adapters import Adapter, LoRAConfig, add_lora
 from roboflamingo.backbone.attention import GatedCrossAttentionBlock, PerceiverResampler
 from roboflamingo.backbone.decoders import DECODERS, language_model
@@ -247,10 +248,19 @@ class Flamingo(nn.Module):
         tokens = self.config.resampler.latents * self.config.vision.width
         return tokens if self.config.fusion in ("pre", "static_only") else 2 * tokens
 
-    def see(self, static: Tensor, gripper: Tensor) -> Tensor:
-        """Images (N, H, W, 3) and (N, h, w, 3) uint8 -> visual tokens (N, R, Dv), both cameras' joined."""
+    def see(self, static: Tensor, gripper: Tensor | None) -> Tensor:
+        """Images (N, H, W, 3) and (N, h, w, 3) uint8 -> visual tokens (N, R, Dv), both cameras' joined.
+
+        Raises:
+            UserError: there are no images of the gripper camera, and fusion is not static_only.
+        """
         if self.config.fusion == "static_only":
             return self.perceiver(self.vision_encoder(static))
+        if gripper is None:
+            raise UserError(
+                f"the policy sees the gripper camera (backbone.fusion {self.config.fusion}), and there are no images "
+                "of it (rgb_gripper)"
+            )
         if static.shape == gripper.shape:
             static_tokens, gripper_tokens = self.vision_encoder(torch.cat([static, gripper])).chunk(2)
         else:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 IMAGE, END, PAD, UNKNOWN = "<image>", "<|endofchunk|>", "<PAD>", "<unk>"
 SPECIAL = (PAD, UNKNOWN, IMAGE, END)
+
+NORMALIZER = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+SPLITTER = pre_tokenizers.Split(Regex(r"\w+"), behavior="removed", invert=True)
+"""How the word-level tokenizer reads a sentence, in training's search for words and ever after: letters with their
+marks (the vowel signs of Hindi, say), digits and underscores make words; all else parts them and is left out."""
 
 
 @dataclass
@@ -58,15 +63,19 @@ class LanguageConfig:
 
 def words_of(sentences: Iterable[str]) -> tuple[str, ...]:
     """The sorted words of sentences, as the word-level tokenizer splits them."""
-    return tuple(sorted({word for sentence in sentences for word in re.findall(r"\w+", sentence.lower())}))
+    return tuple(sorted({word for sentence in sentences for word in _split(sentence)}))
+
+
+def _split(sentence: str) -> list[str]:
+    """The words of one sentence, in order."""
+    return [word for word, _ in SPLITTER.pre_tokenize_str(NORMALIZER.normalize_str(sentence))]
 
 
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer with one token a word; words it does not know become `<unk>`."""
     vocabulary = {token: number for number, token in enumerate((*SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.normalizer, tokenizer.pre_tokenizer = NORMALIZER, SPLITTER
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, unk_token=UNKNOWN, additional_special_tokens=[IMAGE, END]
     )
@@ -83,6 +92,9 @@ def with_special_tokens(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokeniz
 class Instructions:
     """Turns instructions into token ids, each sentence once.
 
+    A sentence that is too long is cut before its end tokens, and a word that the tokenizer does not know becomes
+    `<unk>`: each is warned of once.
+
     Args:
         tokenizer: of the language model.
         max_tokens: longest row.
@@ -91,15 +103,48 @@ class Instructions:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.image = tokenizer.convert_tokens_to_ids(IMAGE)
+        self._end = tokenizer.convert_tokens_to_ids(END)
         self._special = set(tokenizer.all_special_ids)
         self._known: dict[str, list[int]] = {}
+        self._strange: set[str] = set()
 
     def ids(self, sentence: str) -> list[int]:
         """`<image>`, the sentence, `<|endofchunk|>` and the tokenizer's end of text, if it has one."""
         if sentence not in self._known:
             text = f"{IMAGE}{sentence.strip()}{END}{self.tokenizer.eos_token or ''}"
-            self._known[sentence] = self.tokenizer(text)["input_ids"][: self.max_tokens]
+            row = self.tokenizer(text)["input_ids"]
+            self._warn_of_strange_words(sentence, row)
+            self._known[sentence] = self._cut(sentence, row)
         return self._known[sentence]
+
+    def _cut(self, sentence: str, row: list[int]) -> list[int]:
+        """A row of at most `max_tokens`, ends kept."""
+        if len(row) <= self.max_tokens:
+            return row
+        end = row[len(row) - 1 - row[::-1].index(self._end) :]
+        kept = max(0, self.max_tokens - len(end))
+        warnings.warn(
+            f"the instruction {sentence!r} has {len(row)} tokens; only the first {kept} and its end are read "
+            f"(language.max_tokens is {self.max_tokens})",
+            stacklevel=3,
+        )
+        return row[:kept] + end[: self.max_tokens]
+
+    def _warn_of_strange_words(self, sentence: str, row: list[int]) -> None:
+        """Says which words of a sentence are `<unk>` in its row, those that were not named before."""
+        unknown = self.tokenizer.unk_token_id
+        end = len(row) - 1 - row[::-1].index(self._end)
+        if unknown is None or unknown not in row[:end]:
+            return
+        strange = {word for word in _split(sentence) if unknown in self.tokenizer(word)["input_ids"]}
+        fresh = sorted(strange - self._strange)
+        self._strange |= strange
+        if fresh:
+            warnings.warn(
+                f"the policy does not know the words {', '.join(map(repr, fresh))} of {sentence!r} and reads each as "
+                f"{self.tokenizer.unk_token}; it knows the words of the instructions that it was trained on",
+                stacklevel=4,
+            )
 
     def batch(
         self, sentences: Sequence[str], device: torch.device, dropout: float = 0.0

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
 
 from calvin_eval.protocol import BLOCKS
-from roboflamingo.data.annotations import DataError, Segment, load_plain_dict, read_segments
+from roboflamingo.data.annotations import Segment, read_segments
+from roboflamingo.data.errors import DataError
+from roboflamingo.data.plain import load_plain_dict, whole_number
 
 SCENE_BLOCKS = {
     "A": ("block_pink", "block_blue", "block_red"),
@@ -21,6 +25,9 @@ SCENE_BLOCKS = {
     "D": ("block_red", "block_blue", "block_pink"),
 }
 """The order in which each scene's recorded `scene_obs` lists them (CALVIN SPEC 1.3)."""
+
+FRAME = re.compile(r"(.*?)(\d+)\.npz")
+"""A frame's file name: CALVIN's own loader takes any prefix and any number of digits."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +38,29 @@ class Split:
         folder: where it lies.
         segments: what is annotated.
         frames: (N,) int64, ids of the frames that any segment covers, ascending, each once.
+        names: N, their files' names.
+        stamps: (N, 3) int64, size (bytes), times of change of content and of anything (ns) of each file.
         block_order: (N, 3) int64, per frame the places of red, blue and pink among the three blocks of the
             recorded scene_obs.
-        fingerprint: changes when an annotation or a needed frame does.
+        notes: digest of the contents of the files that describe the frames: annotations, scenes.
     """
 
     folder: Path
     segments: tuple[Segment, ...]
     frames: np.ndarray
+    names: tuple[str, ...]
+    stamps: np.ndarray
     block_order: np.ndarray
-    fingerprint: str
+    notes: str
 
     def path(self, frame: int) -> Path:
         """The file of a frame."""
-        return self.folder / frame_name(frame)
+        return self.folder / self.names[int(np.searchsorted(self.frames, frame))]
 
 
-def frame_name(frame: int) -> str:
-    """The file name that CALVIN gives a frame."""
-    return f"episode_{frame:07d}.npz"
+def folder_at(text: str | Path) -> Path:
+    """The folder that a user names: `~` is the home, relative ones start here, a trailing slash means nothing."""
+    return Path(os.path.abspath(Path(text).expanduser()))
 
 
 def read_split(folder: Path, language: str = "lang_annotations") -> Split:
@@ -61,33 +72,66 @@ def read_split(folder: Path, language: str = "lang_annotations") -> Split:
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; a CALVIN data set has training/ and validation/")
     segments = tuple(read_segments(folder, language))
+    files = _frame_files(folder)
+    _check_frames(folder, language, segments, files)
     frames = np.unique(np.concatenate([np.arange(s.start, s.stop) for s in segments]))
+    entries = [files[frame] for frame in frames.tolist()]
+    try:
+        status = [entry.stat() for entry in entries]
+    except FileNotFoundError as error:  # a link that leads nowhere, say
+        raise DataError(f"{error.filename} cannot be read: {error.strerror}") from error
     return Split(
         folder=folder,
         segments=segments,
         frames=frames,
+        names=tuple(entry.name for entry in entries),
+        stamps=np.array([(s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in status], np.int64),
         block_order=_block_order(folder, frames),
-        fingerprint=_fingerprint(folder, language, segments, frames),
+        notes=_notes(folder, language),
     )
 
 
-def _fingerprint(folder: Path, language: str, segments: tuple[Segment, ...], frames: np.ndarray) -> str:
-    """Digest of the annotation files' contents and of every needed frame's name, size and time of change."""
+def _frame_files(folder: Path) -> dict[int, os.DirEntry[str]]:
+    """All frames of a folder by id, found in one listing. Where several kinds of names lie there, "episode_" counts.
+
+    Raises:
+        DataError: two files have the same id.
+    """
+    found: dict[str, dict[int, os.DirEntry[str]]] = {}
+    for entry in os.scandir(folder):
+        if (match := FRAME.fullmatch(entry.name)) and not entry.name.startswith("."):
+            known = found.setdefault(match[1], {}).setdefault(int(match[2]), entry)
+            if known is not entry:
+                raise DataError(f"{folder} holds frame {int(match[2])} twice, as {known.name} and {entry.name}")
+    if len(found) > 1 and "episode_" not in found:
+        raise DataError(f"{folder} holds frames of several names: {', '.join(sorted(found))}; CALVIN's begin episode_")
+    return found.get("episode_") or next(iter(found.values()), {})
+
+
+def _check_frames(
+    folder: Path, language: str, segments: tuple[Segment, ...], files: dict[int, os.DirEntry[str]]
+) -> None:
+    """Refuses segments whose frames are not all there."""
+    if not files:
+        raise DataError(f"{folder} holds no frames; CALVIN's are episode_0000000.npz and so on")
+    some = next(iter(files.values())).name
+    prefix, digits = FRAME.fullmatch(some).groups()  # type: ignore[union-attr]  # it matched before
+    for number, segment in enumerate(segments):
+        for frame in range(segment.start, segment.stop):
+            if frame not in files:
+                raise DataError(
+                    f"{folder / f'{prefix}{frame:0{len(digits)}d}.npz'} is missing, but segment {number} of "
+                    f"{language}/auto_lang_ann.npy ({segment.task}) needs it"
+                )
+
+
+def _notes(folder: Path, language: str) -> str:
+    """Digest of the contents of the files beside the frames that are read."""
     digest = hashlib.sha256()
     for name in (f"{language}/auto_lang_ann.npy", "scene_info.npy", ".hydra/merged_config.yaml"):
         path = folder / name
-        digest.update(f"{name}:".encode() + (path.read_bytes() if path.is_file() else b"none"))
-    found = {entry.name: entry for entry in os.scandir(folder)}  # one listing, however many frames
-    for frame in frames.tolist():
-        entry = found.get(frame_name(frame))
-        if entry is None:
-            number = next(i for i, s in enumerate(segments) if s.start <= frame < s.stop)
-            raise DataError(
-                f"{folder / frame_name(frame)} is missing, but segment {number} of "
-                f"{language}/auto_lang_ann.npy ({segments[number].task}) needs it"
-            )
-        status = entry.stat()
-        digest.update(f"{frame},{status.st_size},{status.st_mtime_ns};".encode())
+        # the folder of the language is no content: another of the same sentences is the same
+        digest.update(f"{name.rsplit('/', 1)[-1]}:".encode() + (path.read_bytes() if path.is_file() else b"none"))
     return digest.hexdigest()
 
 
@@ -128,11 +172,18 @@ def _scene_ranges(folder: Path) -> dict[str, tuple[int, int]]:
     if not path.is_file():
         return {}
     ranges = {}
-    for name, (first, last) in load_plain_dict(path).items():
-        scene = str(name)[-1]
+    for name, bounds in load_plain_dict(path).items():
+        match = re.fullmatch(r"(?:.*scene_)?([A-Z])", str(name))
+        scene = match[1] if match else ""
         if scene not in SCENE_BLOCKS:
             raise DataError(f"{path} names the scene {name!r}; known are {', '.join(SCENE_BLOCKS)}")
-        ranges[scene] = (int(first), int(last))
+        try:
+            first, last = (whole_number(bound) for bound in bounds)
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}: the frames of {name} should be the first and the last: {error}") from error
+        if not 0 <= first <= last:
+            raise DataError(f"{path}: {name} has no frames: {first} to {last}")
+        ranges[scene] = (first, last)
     return ranges
 
 
@@ -142,10 +193,12 @@ def _configured_blocks(folder: Path) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        blocks = tuple(config["scene"]["objects"]["movable_objects"])
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise DataError(f"{path} lacks scene.objects.movable_objects: {error}") from error
+        config: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        blocks = tuple(map(str, config["scene"]["objects"]["movable_objects"]))
+    except Exception as error:  # damaged YAML makes its reader raise almost anything
+        raise DataError(
+            f"{path} lacks scene.objects.movable_objects, or is damaged: {type(error).__name__}: {error}"
+        ) from error
     if sorted(blocks) != sorted(BLOCKS):
         raise DataError(f"{path}: movable_objects are {', '.join(blocks)}; expected are {', '.join(BLOCKS)}")
     return blocks

@@ -15,12 +15,12 @@ A batch is a dictionary (B windows, T frames, K actions):
     action_mask  (B, T, K) bool, False past the segment's end
     frame_mask   (B, T) bool
     instruction  list of B sentences
-    and further vectors of the frames by name (B, T, n) float32, if asked for
+    and further vectors of the frames by name (B, T, n) float32, if they were packed
+rgb_gripper and scene_obs are left out where they were not packed, as for policies that do not read them.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from roboflamingo.data.annotations import DataError
-
-ARRAYS = ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", "actions")
+from roboflamingo.data.errors import DataError
+from roboflamingo.data.frames import PackSettings
+from roboflamingo.data.store import open_array, read_index
 
 
 class Windows(Dataset[Any]):
@@ -44,7 +44,9 @@ class Windows(Dataset[Any]):
         stride: recorded frames from one frame of a window to the next; the actions to come are never strided.
         grows: whether windows at a segment's start are filled up behind their frames, and not before.
         weights: for every folder, how often a window of it is drawn relative to the other folders' windows.
-        vectors: names of the further vectors.
+
+    Attributes:
+        contents: digest of what every folder was packed from: its frames' and annotations' bytes, wherever they lay.
 
     Raises:
         DataError: no folder, or weights that do not fit.
@@ -59,17 +61,20 @@ class Windows(Dataset[Any]):
         stride: int = 1,
         grows: bool = False,
         weights: Sequence[float] | None = None,
-        vectors: Sequence[str] = (),
     ) -> None:
         weights = [1.0] * len(packed) if weights is None else list(weights)
         if not packed or len(weights) != len(packed):
             raise DataError(f"{len(packed)} data folders and {len(weights)} weights; one of each is needed at least")
-        if min(window, chunk, stride) < 1 or min(weights) <= 0:
+        if min(window, chunk, stride) < 1 or not all(0 < weight < float("inf") for weight in weights):
             raise DataError(f"window {window}, chunk {chunk}, stride {stride} and weights {weights} must be positive")
         self.window, self.chunk, self.stride, self.grows = window, chunk, stride, grows
-        self._arrays = (*ARRAYS, *vectors)
         self._folders = [Path(folder) for folder in packed]
-        indices = [json.loads((folder / "index.json").read_text(encoding="utf-8")) for folder in self._folders]
+        indices = [read_index(folder) for folder in self._folders]
+        self._shapes = [PackSettings(**index["settings"]).arrays(index["frames"]) for index in indices]
+        self._arrays = tuple(self._shapes[0])
+        if any(tuple(shapes) != self._arrays for shapes in self._shapes):
+            raise DataError(f"{', '.join(map(str, packed))} were packed with different settings")
+        self.contents = [str(index["content"]) for index in indices]
         segments = [(i, segment) for i, index in enumerate(indices) for segment in index["segments"]]
         self._first_rows = np.concatenate([[0], np.cumsum([index["frames"] for index in indices])])
         self.instructions = [segment["instruction"] for _, segment in segments]
@@ -100,10 +105,9 @@ class Windows(Dataset[Any]):
         self._count()
 
     def _open(self) -> None:
-        # plain array views: indexing an np.memmap costs a Python call for every slice
         self._maps: list[dict[str, np.ndarray]] = [
-            {name: np.load(folder / f"{name}.npy", mmap_mode="r").view(np.ndarray) for name in self._arrays}
-            for folder in self._folders
+            {name: open_array(folder, name, *array) for name, array in shapes.items()}
+            for folder, shapes in zip(self._folders, self._shapes, strict=True)
         ]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -26,6 +26,8 @@ class DataConfig:
         language: the sub-folder of a split that holds `auto_lang_ann.npy`.
         fraction: share of the annotated segments of `training/` that is used, drawn by `seed` evenly over tasks.
         balance_tasks: draws every task equally often instead of every window.
+        out_of_range: what happens to relative actions beyond [-1, 1], which no head can say: error refuses the data
+            and names the frame; clip brings them into the range and says how many there were.
         workers: processes that read ahead; 0 reads between two steps, which takes about a millisecond.
         pack_processes: processes that pack; None for one per core.
     """
@@ -36,6 +38,7 @@ class DataConfig:
     language: str = "lang_annotations"
     fraction: float = 1.0
     balance_tasks: bool = False
+    out_of_range: Literal["error", "clip"] = "error"
     workers: int = 0
     pack_processes: int | None = None
 

@@ -8,54 +8,143 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import LightningDataModule
 from rich.console import Console
 from torch.utils.data import DataLoader
 
 from roboflamingo.actions import pose_statistics, vector_statistics
-from roboflamingo.data.annotations import DataError
+from roboflamingo.data.errors import DataError
 from roboflamingo.data.frames import PackSettings, vector_length
-from roboflamingo.data.packing import pack
+from roboflamingo.data.packing import pack_all
 from roboflamingo.data.sampling import BatchNumbers, WindowStream, held_out_numbers
-from roboflamingo.data.split import read_split
+from roboflamingo.data.split import folder_at, read_split
+from roboflamingo.data.store import read_sealed, write_sealed
 from roboflamingo.data.windows import Windows, to_tensors
 from roboflamingo.policy import PolicyConfig
-from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config import ConfigError, TrainConfig
+
+DATA = "data.json"
+"""Of a run: digests of the data that it began with."""
 
 
 def open_windows(config: TrainConfig, console: Console | None = None) -> tuple[Windows, Windows | None]:
     """Packs what is not packed yet and opens training and held-out windows, the latter unless switched off.
 
-    Of several processes that call this at once, one packs and the others wait.
+    All data sets are looked through before the first is packed. Of several processes that call this at once, one packs
+    and the others wait.
 
     Raises:
         DataError: a data set is missing or broken, or there is nothing to validate on.
     """
     data, policy = config.data, config.policy
-    folders = [Path(folder) for folder in data.folders]
-    cache = Path(data.cache) if data.cache else folders[0] / "packed"
-    recorded = "actions" if policy.actions == "absolute" else "rel_actions"
-    settings = PackSettings(policy.static_size, policy.gripper_size, recorded, data.language)
-    if policy.vectors:
-        split = read_split(folders[0] / "training", data.language)
-        frame = split.path(int(split.frames[0]))
-        settings = replace(settings, vectors={name: vector_length(frame, name) for name in policy.vectors})
+    folders = data_folders(config)
+    cache = folder_at(data.cache) if data.cache else folders[0] / "packed"
+    training_splits = [folder / "training" for folder in folders]
+    held_out: list[Path] = []
+    if config.validation_windows:
+        held_out = [folder / "validation" for folder in folders if (folder / "validation").is_dir()]
+        if not held_out:
+            names = ", ".join(map(str, folders))
+            raise DataError(f"none of {names} has a validation/ folder; set validation_windows to 0")
+    packed = pack_all(
+        training_splits + held_out, cache, pack_settings(config), processes=data.pack_processes, console=console
+    )
     sizes: dict[str, Any] = {"window": policy.window, "chunk": policy.chunk, "stride": data.stride}
     sizes["grows"] = policy.grows
-
-    def windows(splits: list[Path], weights: list[float]) -> Windows:
-        packed = [pack(split, cache, settings, processes=data.pack_processes, console=console) for split in splits]
-        return Windows(packed, **sizes, weights=weights, vectors=policy.vectors)
-
-    training = windows([folder / "training" for folder in folders], list(data.folders.values()))
+    training = Windows(packed[: len(folders)], **sizes, weights=list(data.folders.values()))
     training.keep(data.fraction, config.seed)
-    if not config.validation_windows:
-        return training, None
-    held_out = [folder / "validation" for folder in folders if (folder / "validation").is_dir()]
-    if not held_out:
-        names = ", ".join(map(str, folders))
-        raise DataError(f"none of {names} has a validation/ folder; set validation_windows to 0")
-    return training, windows(held_out, [1.0] * len(held_out))
+    return training, Windows(packed[len(folders) :], **sizes) if held_out else None
+
+
+def data_folders(config: TrainConfig) -> list[Path]:
+    """Where the data sets lie, in order.
+
+    Raises:
+        DataError: one is named twice.
+    """
+    folders = [folder_at(folder) for folder in config.data.folders]
+    for place, folder in enumerate(folders):
+        if folder.resolve() in [other.resolve() for other in folders[:place]]:
+            raise DataError(f"data.folders names {folder} twice; give it one weight")
+    return folders
+
+
+def pack_settings(config: TrainConfig) -> PackSettings:
+    """What the policy reads of a frame, and no more.
+
+    Raises:
+        DataError: the first frame has no vector of a name that the policy reads.
+    """
+    data, policy = config.data, config.policy
+    settings = PackSettings(
+        policy.static_size,
+        policy.gripper_size,
+        "actions" if policy.actions == "absolute" else "rel_actions",
+        data.language,
+        gripper=policy.backbone.fusion != "static_only",
+        scene=policy.auxiliary_weight > 0 or "scene_obs" in policy.vectors,
+        out_of_range=data.out_of_range,
+    )
+    further = [name for name in policy.vectors if name not in ("robot_obs", "scene_obs")]
+    if not further:
+        return settings
+    split = read_split(data_folders(config)[0] / "training", data.language)
+    frame = split.path(int(split.frames[0]))
+    return replace(settings, vectors={name: vector_length(frame, name) for name in further})
+
+
+def check_same_data(config: TrainConfig, training: Windows, held_out: Windows | None, *, write: bool) -> None:
+    """Refuses to continue a run with other data than it began with, wherever that lies; notes it in `data.json`.
+
+    Only a saved state makes a run one that is continued. A run that is older than `data.json` began with the folders
+    that its `config.yaml` names.
+
+    Args:
+        config: the run's.
+        training: windows of its data.
+        held_out: those to validate on, or None.
+        write: whether this process writes the note.
+
+    Raises:
+        ConfigError: the data have changed. Names the folder.
+    """
+    run = Path(config.run)
+    folders = data_folders(config)
+    now = {"training": dict(zip(map(str, folders), training.contents, strict=True))}
+    if held_out is not None:
+        validated = [folder for folder in folders if (folder / "validation").is_dir()]
+        now["validation"] = dict(zip(map(str, validated), held_out.contents, strict=True))
+    before: dict[str, dict[str, str]] = {}
+    if (run / "last.ckpt").exists():
+        before = read_sealed(run / DATA) or {}
+        if not before:
+            _check_same_folders(run, folders)
+        for split, contents in now.items():
+            _check_same_contents(run, split, before.get(split, contents), contents)
+    if write and before | now != before:
+        write_sealed(run / DATA, before | now)
+
+
+def _check_same_contents(run: Path, split: str, before: dict[str, str], now: dict[str, str]) -> None:
+    """Compares in order: weights belong to places, not to paths."""
+    if len(before) != len(now):
+        raise ConfigError(f"{run} began with {len(before)} data.folders for {split}, now there are {len(now)}")
+    for (old, content), (new, found) in zip(before.items(), now.items(), strict=True):
+        if content != found:
+            raise ConfigError(
+                f"{run} began with other data: {split}/ of {new} is not what {old} held then (frames or annotations "
+                "differ); continue with the old data, choose another run folder, or delete this one"
+            )
+
+
+def _check_same_folders(run: Path, folders: list[Path]) -> None:
+    began = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]["folders"]
+    if [folder_at(folder).resolve() for folder in began] != [folder.resolve() for folder in folders]:
+        raise ConfigError(
+            f"{run} began with data.folders {', '.join(began)}, now they are {', '.join(map(str, folders))}; continue "
+            "with the old ones, choose another run folder, or delete this one"
+        )
 
 
 def with_statistics(policy: PolicyConfig, training: Windows) -> PolicyConfig:

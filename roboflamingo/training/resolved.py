@@ -48,7 +48,8 @@ def write_config(config: TrainConfig, path: Path) -> None:
 def check_same_config(config: TrainConfig, path: Path) -> None:
     """Refuses to continue a run with another configuration than it began with.
 
-    A key that the file lacks is younger than the run; its default says what was done before it existed.
+    A key that the file lacks is younger than the run; its default says what was done before it existed. Of
+    `data.folders` the weights are compared, in order: which data they are of, `check_same_data` tells by content.
 
     Raises:
         ConfigError: a key of `config` differs from the file at `path`. Names key, values and file.
@@ -83,5 +84,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaves by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
+        if f"{prefix}{key}" == "data.folders" and isinstance(value, dict):
+            value = list(value.values())
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -24,7 +24,7 @@ from roboflamingo.making import make_policy
 from roboflamingo.policy import RoboFlamingo
 from roboflamingo.training.checkpoint import load_state, load_trained_weights
 from roboflamingo.training.config import TrainConfig
-from roboflamingo.training.datamodule import WindowDataModule, open_windows, steps_of, with_statistics
+from roboflamingo.training.datamodule import WindowDataModule, check_same_data, open_windows, steps_of, with_statistics
 from roboflamingo.training.extras import check_extras
 from roboflamingo.training.layers import checkpoint_activations, compile_layers
 from roboflamingo.training.module import PolicyModule
@@ -80,6 +80,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
     if config.max_epochs is not None:
         config = replace(config, max_steps=steps_of(config, training), max_epochs=None)
     saved = load_state(run / "last.ckpt")
+    check_same_data(config, training, held_out, write=first)
     if saved is not None:
         check_same_config(config, run / "config.yaml")
     if first:

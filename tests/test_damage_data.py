@@ -1,0 +1,163 @@
+"""Files of a data set and of its packed copy, damaged by seed: each is refused, or made again, or as good as before.
+
+What counts as silent: no error, and other windows than from the undamaged file. CALVIN's own formats carry no checksum
+for annotations, so a changed letter or bound cannot be told there; our own files do.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from calvin_eval.system.errors import UserError
+from mutations import damaged
+from roboflamingo.data.building import Packing
+from roboflamingo.data.frames import PackSettings, read_frame
+from roboflamingo.data.packing import pack
+from roboflamingo.data.split import read_split
+from roboflamingo.data.store import FrameJob, create_arrays, read_sealed, write_sealed
+from roboflamingo.data.windows import Windows
+from synthetic import write_split
+
+SETTINGS = PackSettings(static_size=6, gripper_size=4)
+COUNT = 200
+QUIET = Console(quiet=True)
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Path:
+    write_split(tmp_path / "set" / "training", lengths=[4, 3], overlap=1)
+    return tmp_path / "set" / "training"
+
+
+def windows_of(split: Path) -> list[Any]:
+    """All windows of a split through its packed copy, as they are trained on."""
+    windows = Windows([pack(split, split.parent / "packed", SETTINGS, processes=1, console=QUIET)], window=2, chunk=2)
+    batch = windows.__getitems__(range(len(windows)))
+    return [batch["instruction"], windows.tasks, *(v.tobytes() for v in batch.values() if isinstance(v, np.ndarray))]
+
+
+def outcomes(path: Path, use: Callable[[], Any], count: int = COUNT) -> dict[str, int]:
+    """How often the use of damaged copies of a file is refused, the same as before, or silently another."""
+    original, before = path.read_bytes(), use()
+    counts = {"refused": 0, "same": 0, "silent": 0}
+    for content in damaged(original, count):
+        path.write_bytes(content)
+        try:
+            counts["same" if use() == before else "silent"] += 1
+        except (UserError, OSError) as error:
+            assert str(error)
+            counts["refused"] += 1
+        path.write_bytes(original)
+    assert use() == before
+    return counts
+
+
+@pytest.mark.parametrize("name", ["index.json", "actions.npy", "rgb_static.npy", "digests.npy"])
+def test_a_damaged_packed_folder_is_packed_again(split: Path, name: str) -> None:
+    before = windows_of(split)
+    packing = Packing(read_split(split), split.parent / "packed", SETTINGS, QUIET)
+    path = packing.target / name
+    original, index = path.read_bytes(), read_sealed(packing.target / "index.json")
+    for number, content in enumerate(damaged(original, COUNT)):
+        path.write_bytes(content)
+        same = name == "index.json" and read_sealed(path) == index  # a blank more or less is no damage
+        assert packing.find() == (packing.target if same else None)
+        if number % 25 == 0:
+            assert windows_of(split) == before
+    assert windows_of(split) == before
+
+
+def test_damaged_stamps_cost_a_comparison_and_no_packing(split: Path) -> None:
+    windows_of(split)
+    packing = Packing(read_split(split), split.parent / "packed", SETTINGS, QUIET)
+    for content in damaged((packing.target / "stamps.npy").read_bytes(), COUNT):
+        (packing.target / "stamps.npy").write_bytes(content)
+        assert packing.find() == packing.target
+
+
+@pytest.mark.parametrize("name", ["index.json", "robot_obs.npy"])
+def test_windows_of_a_damaged_packed_folder_are_refused_without_its_source(split: Path, name: str) -> None:
+    windows_of(split)
+    path = next((split.parent / "packed").glob(f"*/{name}"))
+    original = path.read_bytes()
+    for content in damaged(original[:200] if name.endswith("npy") else original, COUNT):
+        path.write_bytes(content + original[200:] if name.endswith("npy") else content)
+        try:
+            Windows([path.parent], window=2, chunk=2)
+        except UserError as error:
+            assert str(path) in str(error)
+
+
+def test_a_frame_is_refused_or_read_as_it_was(split: Path) -> None:
+    path = split / "episode_0000100.npz"
+
+    def read() -> list[bytes]:
+        frame = read_frame(path, SETTINGS, np.arange(3))
+        return [value.tobytes() for value in frame.arrays.values()]
+
+    counts = outcomes(path, read)
+    assert counts["silent"] == 0
+    assert counts["refused"] > COUNT / 2
+
+
+@pytest.mark.parametrize(
+    ("name", "most_silent"),
+    [
+        ("lang_annotations/auto_lang_ann.npy", 10),  # letters and bounds that are as good as the right ones
+        ("scene_info.npy", 0),
+        (".hydra/merged_config.yaml", 0),
+    ],
+)
+def test_notes_on_the_frames_are_refused_or_read_and_never_a_fault_of_ours(
+    split: Path, name: str, most_silent: int
+) -> None:
+    if name == "scene_info.npy":
+        np.save(split / name, {"calvin_scene_A": [90, 103], "calvin_scene_C": [104, 300]}, allow_pickle=True)  # type: ignore[arg-type]
+
+    def read() -> list[Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = read_split(split)
+        return [found.segments, found.frames.tolist(), found.block_order.tolist()]
+
+    assert outcomes(split / name, read)["silent"] <= most_silent
+
+
+def test_a_killed_packing_with_a_damaged_note_is_packed_as_if_new(split: Path) -> None:
+    expected = windows_of(split)
+    source = read_split(split)
+    packing = Packing(source, split.parent / "packed", SETTINGS, QUIET)
+    shutil.rmtree(packing.target)
+    packing.building.mkdir()
+    create_arrays(packing.building, packing.arrays)
+    job = FrameJob(split, packing.building, SETTINGS, len(source.frames), 0, source.names, source.block_order)
+    note = packing.building / "done.json"
+    content = {"state": packing.state, "filled": [vars(job.run())]}
+    write_sealed(note, content)
+    for copy in damaged(note.read_bytes(), COUNT):
+        note.write_bytes(copy)
+        assert read_sealed(note) in (None, content)  # a blank more or less between two values is no damage
+    assert read_sealed(note) is None
+    assert windows_of(split) == expected
+
+
+def test_npz_members_are_read_to_their_end_where_the_checksum_is(split: Path) -> None:
+    """np.load stops before it and takes a flipped bit of a stored member for data."""
+    path, held = split / "episode_0000100.npz", io.BytesIO()
+    with np.load(path) as frame:
+        np.savez(held, **frame)
+    content = bytearray(held.getvalue())
+    at = content.index(b"robot_obs.npy") + 13 + 128 + 40  # within the numbers
+    content[at] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"episode_0000100\.npz: robot_obs cannot be read: Bad CRC-32"):
+        read_frame(path, SETTINGS, np.arange(3))
