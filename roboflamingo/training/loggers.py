@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
+from calvin_eval.system.files import write_text
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.resolved import plain
 
@@ -93,5 +94,5 @@ def open_loggers(config: TrainConfig, step: int) -> list[Logger]:
 def _identity(path: Path) -> str:
     """The name by which Weights & Biases knows a run again; a new one where there is none."""
     if not path.is_file():
-        path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+        write_text(path, uuid.uuid4().hex[:8])
     return path.read_text(encoding="utf-8")
