@@ -165,9 +165,10 @@ def fit(
     data = WindowDataModule(config, *windows, progress.step * config.accumulate)
     module = PolicyModule(policy, config, progress, FiniteWatch(config, data))
     session = Session(module, data, saved, console)
-    trainer = _trainer(config, session, _strategy(config, policy))
-    with _quiet_lightning(), launched_processes(trainer):
-        trainer.fit(module, datamodule=data)
+    with _quiet_lightning():
+        trainer = _trainer(config, session, _strategy(config, policy))
+        with launched_processes(trainer):
+            trainer.fit(module, datamodule=data)
     if session.stopped_by is not None:
         stopped = TrainingStopped(session.stopped_by, Path(config.run), progress.step)
         console.print(str(stopped), soft_wrap=True)
