@@ -6,9 +6,10 @@ import resource
 import shutil
 import signal
 import sys
+import time
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from roboflamingo.training.checkpoint import check_state, load_state, save_state
 from roboflamingo.training.config import OptimizerConfig, TrainableConfig, TrainConfig
 from roboflamingo.training.datamodule import open_windows
 from roboflamingo.training.finite import DivergenceError, stops
+from roboflamingo.training.loggers import TensorBoard
 from roboflamingo.training.progress import Progress, SaveTimes
 from roboflamingo.training.train import TrainingStopped, fit, train
 from roboflamingo.training.trainable import choose_trainable
@@ -128,6 +130,19 @@ def test_torch_does_not_hide_what_the_disk_says(tmp_path: Path) -> None:
     with small_disk(20_000), pytest.raises(OSError, match=r"last\.ckpt"):
         save_state({"weights": torch.rand(10_000)}, path)
     assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_on_a_full_disk_names_its_folder_and_prints_no_traceback(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    board = TensorBoard(tmp_path, 0)
+    with small_disk(2_000), pytest.raises(OSError, match="tensorboard"):
+        for step in range(10_000):
+            board.write({"step": step, "loss": 1.0})
+            time.sleep(0.001)
+    with suppress(OSError):
+        board.close()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path, dataset: Path) -> None:

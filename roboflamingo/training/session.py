@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -254,4 +254,5 @@ class Session(Callback):
         """Leaves the terminal in order, and the log whole."""
         self._display.close()
         if self._log is not None:
-            self._log.close()
+            with suppress(OSError):  # of a full disk, say, which is known by now
+                self._log.close()
