@@ -50,7 +50,13 @@ class Statistics:
 
 
 class ActionSpace(ABC):
-    """How a head's numbers mean motion; each lies in [-1, 1], the gripper is -1 or 1 everywhere."""
+    """How a head's numbers mean motion; each lies in [-1, 1], the gripper is -1 or 1 everywhere.
+
+    Attributes:
+        units: what 1 stands for in each of the 6 numbers of a pose: 3 lengths (m), 3 angles (rad).
+    """
+
+    units: tuple[float, ...] = (MAX_REL_POS,) * 3 + (MAX_REL_ORN,) * 3
 
     @abstractmethod
     def encode(self, actions: Tensor, robot_obs: Tensor) -> Tensor:
@@ -78,6 +84,8 @@ class ToolRelative(ActionSpace):
 
     RoboFlamingo's conversion reads the angles in another order (R = Rx Ry Rz), which is not the tool's frame.
     """
+
+    units = (MAX_REL_POS * TOOL_TRANSLATION,) * 3 + (MAX_REL_ORN * TOOL_ROTATION,) * 3
 
     def encode(self, actions: Tensor, robot_obs: Tensor) -> Tensor:
         """World -> tool."""
@@ -107,6 +115,7 @@ class Absolute(ActionSpace):
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
+        self.units = statistics.scale
 
     def encode(self, actions: Tensor, robot_obs: Tensor) -> Tensor:
         """Poses -> [-1, 1]."""

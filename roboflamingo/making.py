@@ -28,12 +28,15 @@ ADDED = ("gated_cross_attn_layer", "res_layer", "adapter", "lora_")
 """Parts of the names of what a Flamingo adds to a language model."""
 
 
-def make_policy(config: PolicyConfig, *, half: bool = False, allow: Collection[Problem] = ()) -> RoboFlamingo:
+def make_policy(
+    config: PolicyConfig, *, half: bool = False, trained: Collection[str] = (), allow: Collection[Problem] = ()
+) -> RoboFlamingo:
     """A new policy. Its config may differ from the given one: sizes come from the language model's folder.
 
     Args:
         config: what to make; `backbone.weights` says whether published weights are read.
         half: stores the matrices of vision encoder and language model as bf16 (see `halve`), from the start.
+        trained: of `vision` and `language`, what will train and so stays fp32.
         allow: what may be wrong with OpenFlamingo's checkpoint.
 
     Raises:
@@ -45,7 +48,7 @@ def make_policy(config: PolicyConfig, *, half: bool = False, allow: Collection[P
     if backbone.weights == "random":
         policy = RoboFlamingo(config, empty=True)
         if half:
-            _halve_frozen(policy.backbone)
+            _halve_frozen(policy.backbone, trained)
         randomise(policy.backbone)
         return policy
     if backbone.language.source is None or backbone.vision.source is None:
@@ -64,7 +67,7 @@ def make_policy(config: PolicyConfig, *, half: bool = False, allow: Collection[P
     config = replace(config, backbone=replace(backbone, language=language, vision=vision))
     policy = RoboFlamingo(config, tokenizer, empty=True)
     if half:
-        _halve_frozen(policy.backbone)
+        _halve_frozen(policy.backbone, trained)
     fill_language(policy, folder, added)
     fill_vision(policy, seen, clip)
     if config.backbone.checkpoint is not None:
@@ -205,8 +208,9 @@ def fill_flamingo(policy: RoboFlamingo, path: Path, allow: Collection[Problem] =
         gripper.load_state_dict(policy.backbone.perceiver.state_dict())
 
 
-def _halve_frozen(backbone: Flamingo) -> None:
-    """Vision encoder and decoder layers, not what is added to them."""
-    parts: list[nn.Module] = [backbone.vision_encoder, *(layer.decoder_layer for layer in backbone.layers)]
+def _halve_frozen(backbone: Flamingo, trained: Collection[str]) -> None:
+    """Vision encoder and decoder layers, not what is added to them, nor those that train."""
+    parts: list[nn.Module] = [] if "vision" in trained else [backbone.vision_encoder]
+    parts += [] if "language" in trained else [layer.decoder_layer for layer in backbone.layers]
     for part in parts:
         halve(part, also_trained=True)

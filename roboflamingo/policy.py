@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from roboflamingo.actions import ActionKind, Statistics, action_space
 from roboflamingo.backbone import BackboneConfig, Flamingo, Text
 from roboflamingo.backbone.language import words_of
-from roboflamingo.heads import HeadConfig, Prediction, build_head
+from roboflamingo.heads import Draws, HeadConfig, Prediction, build_head
 from roboflamingo.inputs import AUXILIARY_SIZE, STATE_SIZES, auxiliary_targets, random_shift, state_vector
 from roboflamingo.pooling import Pooling, PoolingKind
 
@@ -137,13 +137,14 @@ class RoboFlamingo(nn.Module):
         if config.auxiliary_weight > 0:
             self.auxiliary = nn.Linear(self.backbone.visual_size, AUXILIARY_SIZE)
 
-    def loss(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> dict[str, Tensor]:
         """What to backpropagate ("loss") and its parts, over the steps inside the segments.
 
         Args:
             batch: rgb_static (B, T, H, W, 3), rgb_gripper (B, T, h, w, 3) unless fusion is static_only,
                 robot_obs (B, T, 15), actions (B, T, K, 7), action_mask (B, T, K), frame_mask (B, T), instruction
                 (B sentences); what `config.vectors` names (B, T, n); scene_obs (B, T, 24) for the auxiliary loss.
+            draws: noise of heads that sample (see `Head.loss`), for every frame of the windows.
         """
         static, gripper = batch["rgb_static"], batch.get("rgb_gripper")
         if self.training:
@@ -153,7 +154,8 @@ class RoboFlamingo(nn.Module):
         features = self.fuse(media, self.low_dimensional(batch), self.read(batch["instruction"]))
         mask = batch["action_mask"] & batch["frame_mask"].unsqueeze(-1)
         frames = slice(-1, None) if self.joins_window else slice(None)
-        losses = self.head.loss(features, self.targets(batch)[:, frames], mask[:, frames])
+        drawn = () if draws is None else (Draws(*(part[:, frames] for part in draws)),)
+        losses = self.head.loss(features, self.targets(batch)[:, frames], mask[:, frames], *drawn)
         if self.auxiliary is not None and "scene_obs" in batch:
             target = auxiliary_targets(batch["robot_obs"], batch["scene_obs"])
             error = F.smooth_l1_loss(self.auxiliary(media.flatten(2)), target, beta=0.1, reduction="none").mean(-1)
@@ -162,9 +164,14 @@ class RoboFlamingo(nn.Module):
             losses["loss"] = losses["loss"] + self.config.auxiliary_weight * losses["auxiliary"]
         return losses
 
-    def predict(self, batch: Mapping[str, Any]) -> Prediction:
-        """A chunk of actions at every frame of a batch (see `loss`); where fusion joins frames, at the last."""
-        return self.head.predict(self.features(batch))
+    def predict(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Prediction:
+        """A chunk of actions at every frame of a batch (see `loss`); where fusion joins frames, at the last.
+
+        Heads that sample do so from noise (B, T, K, 7), drawn anew where it is None.
+        """
+        if noise is not None and self.joins_window:
+            noise = noise[:, -1:]
+        return self.head.predict(self.features(batch), noise)
 
     def features(self, batch: Mapping[str, Any]) -> Tensor:
         """What the head reads of a batch (see `fuse`)."""

@@ -108,7 +108,11 @@ def test_the_published_recipe_trains_as_many_numbers_as_the_reference():
         trainable=TrainableConfig(token_embedding=True),
     )  # fmt: skip
     choose_trainable(policy, config)
-    assert sum(p.numel() for p in policy.parameters() if p.requires_grad) == 1_088_187_703
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    last = policy.backbone.layers[-1].gated_cross_attn_layer  # which never runs; the reference counts it in
+    in_name_only = sum(p.numel() for p in last.parameters())
+    assert (trained, in_name_only) == (1_051_479_349, 36_708_354)
+    assert trained + in_name_only == 1_088_187_703
 
 
 def test_the_cross_attention_that_trains_is_the_last(dataset, tmp_path):
@@ -120,5 +124,5 @@ def test_the_cross_attention_that_trains_is_the_last(dataset, tmp_path):
     ]
     assert trains == [False, True]
     too_many = replace(config, trainable=TrainableConfig(everything=False, cross_attention=3))
-    with pytest.raises(ConfigError, match="cross_attention is 3; this policy has 2"):
+    with pytest.raises(ConfigError, match="cross_attention is 3; in this policy 2 such layers run"):
         choose_trainable(policy, too_many)

@@ -19,6 +19,18 @@ POSE = 6
 ACTION = POSE + 1
 
 
+class Draws(NamedTuple):
+    """What heads that sample draw to compute a loss, given where it must be the same every time.
+
+    Attributes:
+        noise: (B, T, K, 7), standard normal.
+        level: (B, T) in [0, 1), how much of it.
+    """
+
+    noise: Tensor
+    level: Tensor
+
+
 class Prediction(NamedTuple):
     """A chunk of actions at every frame of a window.
 
@@ -111,13 +123,14 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
-    def loss(self, features: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def loss(self, features: Tensor, actions: Tensor, mask: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
         """What to minimise ("loss") and its parts "pose" and "gripper".
 
         Args:
             features: (B, T, D).
             actions: (B, T, K, 7).
             mask: (B, T, K); steps where it is False do not train.
+            draws: for heads that sample; drawn anew where it is None.
         """
 
     def trained(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -137,8 +150,8 @@ class RegressionHead(Head):
         pose, gripper = self(features)
         return Prediction(frame_at(pose, at), frame_at(gripper, at))
 
-    def loss(self, features: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Smooth L1 of poses and the gripper's cross-entropy."""
+    def loss(self, features: Tensor, actions: Tensor, mask: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
+        """Smooth L1 of poses and the gripper's cross-entropy; draws change nothing."""
         prediction, actions, mask = self(features), *self.trained(actions, mask)
         pose, logits = self.trained(*prediction)
         error = F.smooth_l1_loss(pose, actions[..., :POSE], beta=self.config.pose_beta, reduction="none")

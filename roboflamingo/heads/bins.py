@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from roboflamingo.heads.base import (
     POSE,
+    Draws,
     HeadConfig,
     Prediction,
     RegressionHead,
@@ -41,8 +42,8 @@ class BinsHead(RegressionHead):
         pose, gripper = self.logits(features)
         return Prediction((2 * pose.argmax(-1).to(pose.dtype) + 1) / self.config.bins - 1, gripper)
 
-    def loss(self, features: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy of the bins, and of the gripper."""
+    def loss(self, features: Tensor, actions: Tensor, mask: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
+        """Cross-entropy of the bins, and of the gripper; draws change nothing."""
         pose, gripper = self.trained(*self.logits(features))
         actions, mask = self.trained(actions, mask)
         target = ((actions[..., :POSE] + 1) / 2 * self.config.bins).long().clamp(0, self.config.bins - 1)

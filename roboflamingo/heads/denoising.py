@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roboflamingo.heads.base import ACTION, POSE, Head, HeadConfig, Prediction, frame_at, masked_mean
+from roboflamingo.heads.base import ACTION, POSE, Draws, Head, HeadConfig, Prediction, frame_at, masked_mean
 from roboflamingo.heads.lstm import window_lstm
 
 FREQUENCIES = 32
@@ -35,8 +35,14 @@ class DenoisingHead(Head):
         """Context (N, H) and noise (N, K, 7) -> chunks (N, K, 7)."""
 
     @abstractmethod
-    def errors(self, context: Tensor, chunks: Tensor) -> Tensor:
-        """Context (N, H) and clean chunks (N, K, 7) -> squared errors (N, K, 7) at random noise levels."""
+    def errors(self, context: Tensor, chunks: Tensor, draws: Draws | None) -> Tensor:
+        """Context (N, H), clean chunks (N, K, 7) -> squared errors (N, K, 7) at noise levels.
+
+        Args:
+            context: what is known of the window.
+            chunks: the actions.
+            draws: noise (N, K, 7) and its level (N,); drawn anew where it is None.
+        """
 
     def predict(self, features: Tensor, noise: Tensor | None = None, *, at: Tensor | None = None) -> Prediction:
         """See `Head.predict`."""
@@ -48,13 +54,15 @@ class DenoisingHead(Head):
         gripper = chunk[..., POSE].clamp(-LARGEST_COMMAND, LARGEST_COMMAND)
         return Prediction(chunk[..., :POSE].clamp(-1, 1), 2 * gripper.atanh())
 
-    def loss(self, features: Tensor, actions: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    def loss(self, features: Tensor, actions: Tensor, mask: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
         """Mean squared error of what the denoiser predicts, and its share of pose and gripper."""
         context, actions, mask = self.trained(self.rnn(features)[0], actions, mask)
         mask = mask.flatten(0, 1)
         # The denoiser sees a chunk whole: what stands past the segment's end must not tell it anything.
         chunks = actions.flatten(0, 1) * mask.unsqueeze(-1)
-        error = self.errors(context.flatten(0, 1), chunks)
+        if draws is not None:
+            draws = Draws(*(part.flatten(0, 1) for part in self.trained(*draws)))
+        error = self.errors(context.flatten(0, 1), chunks, draws)
         return {
             "loss": masked_mean(error.mean(-1), mask),
             "pose": masked_mean(error[..., :POSE].mean(-1), mask),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roboflamingo.heads.base import HeadConfig, register_head
+from roboflamingo.heads.base import Draws, HeadConfig, register_head
 from roboflamingo.heads.denoising import DenoisingHead
 
 
@@ -41,9 +41,12 @@ class DiffusionHead(DenoisingHead):
             chunk = self._schedule.step(self.denoiser(chunk, level, context), step, chunk).prev_sample
         return chunk
 
-    def errors(self, context: Tensor, chunks: Tensor) -> Tensor:
-        """Squared errors (N, K, 7) of the noise at random noise levels."""
-        noise = torch.randn_like(chunks)
-        steps = torch.randint(self.config.train_steps, (len(chunks),), device=chunks.device)
+    def errors(self, context: Tensor, chunks: Tensor, draws: Draws | None) -> Tensor:
+        """Squared errors (N, K, 7) of the noise at noise levels."""
+        if draws is None:
+            noise = torch.randn_like(chunks)
+            steps = torch.randint(self.config.train_steps, (len(chunks),), device=chunks.device)
+        else:
+            noise, steps = draws.noise, (draws.level * self.config.train_steps).long()
         noisy = self._schedule.add_noise(chunks, noise, steps)
         return (self.denoiser(noisy, steps / self.config.train_steps, context) - noise).square()

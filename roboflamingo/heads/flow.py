@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from roboflamingo.heads.base import register_head
+from roboflamingo.heads.base import Draws, register_head
 from roboflamingo.heads.denoising import DenoisingHead
 
 
@@ -21,9 +21,12 @@ class FlowHead(DenoisingHead):
             chunk = chunk + self.denoiser(chunk, level, context) / steps
         return chunk
 
-    def errors(self, context: Tensor, chunks: Tensor) -> Tensor:
-        """Squared errors (N, K, 7) of the velocity at random points of the way."""
-        noise = torch.randn_like(chunks)
-        level = torch.rand(len(chunks), device=chunks.device, dtype=chunks.dtype)
+    def errors(self, context: Tensor, chunks: Tensor, draws: Draws | None) -> Tensor:
+        """Squared errors (N, K, 7) of the velocity at points of the way."""
+        if draws is None:
+            noise = torch.randn_like(chunks)
+            level = torch.rand(len(chunks), device=chunks.device, dtype=chunks.dtype)
+        else:
+            noise, level = draws
         way = level[:, None, None]
         return (self.denoiser((1 - way) * noise + way * chunks, level, context) - (chunks - noise)).square()

@@ -165,7 +165,10 @@ class TrainConfig:
         patience: validations in a row without a lower val_loss after which training ends; None for no limit.
         min_delta: by how much val_loss must fall to count as lower for `patience`.
         save_every_steps: optimizer steps between saves of last.ckpt.
-        save_every_minutes: minutes between saves of last.ckpt, where no steps are set.
+        save_every_minutes: minutes between saves of last.ckpt, where no steps are set; None for 2, or for as many as
+            keep saving below 2 % of the time, as large policies need.
+        snapshot_every_epochs: epochs (times that as many windows are drawn as there are) after which the policy of
+            that moment is kept as epochs/N; None for never.
     """
 
     run: str
@@ -197,7 +200,8 @@ class TrainConfig:
     patience: int | None = None
     min_delta: float = 0.0
     save_every_steps: int | None = None
-    save_every_minutes: float | None = 2.0
+    save_every_minutes: float | None = None
+    snapshot_every_epochs: int | None = None
 
     def __post_init__(self) -> None:
         if sum(value is not None for value in (self.max_steps, self.max_epochs, self.max_minutes)) != 1:
@@ -223,6 +227,8 @@ class TrainConfig:
             raise ConfigError("frozen_precision bf16 needs precision bf16, as fp32 cannot compute with such weights")
         if self.strategy == "fsdp" and self.optimizer.kind == "adamw_8bit":
             raise ConfigError("optimizer.kind adamw_8bit cannot be sharded; use adamw with strategy fsdp, or ddp")
+        if self.snapshot_every_epochs is not None and self.snapshot_every_epochs < 1:
+            raise ConfigError(f"snapshot_every_epochs is {self.snapshot_every_epochs}; it must be at least 1")
         never = self.validate_every_steps is None and self.validate_every_minutes is None
         if self.patience is not None and (never or not self.validation_windows):
             raise ConfigError(

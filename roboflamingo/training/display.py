@@ -36,7 +36,7 @@ class Display:
         """After a validation."""
         self._console.print(
             f"step {line['step']}  held-out loss {line['val_loss']:.4f}, action error "
-            f"{line['val_translation_error']:.3f} translation {line['val_rotation_error']:.3f} rotation, "
+            f"{1000 * line['val_translation_m']:.1f} mm and {line['val_rotation_rad']:.3f} rad, "
             f"gripper right {line['val_gripper_accuracy']:.1%}{'  (best)' if is_best else ''}",
             highlight=False,
             soft_wrap=True,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 
+from calvin_eval.system.files import naming, write_text
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.resolved import plain
 
@@ -22,8 +25,24 @@ class Logger(Protocol):
         """After the session's last line."""
 
 
+def _without_its_writers_traceback(before: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """A hook for exceptions in threads that leaves out what TensorBoard's thread says of a full disk.
+
+    The next call to the writer raises the same error.
+    """
+
+    def hook(failure: Any) -> None:
+        if not (issubclass(failure.exc_type, OSError) and "AsyncWriter" in type(failure.thread).__name__):
+            before(failure)
+
+    return hook
+
+
 class TensorBoard:
     """Scalars in `tensorboard/`.
+
+    Raises:
+        OSError: the disk is full; from `write` or `close`, a while later. Names the folder.
 
     Args:
         run: the run's folder.
@@ -31,17 +50,26 @@ class TensorBoard:
     """
 
     def __init__(self, run: Path, step: int) -> None:
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+        self._folder = run / "tensorboard"
+        self._hook = threading.excepthook
+        threading.excepthook = _without_its_writers_traceback(self._hook)
+        with naming(self._folder):
+            self._writer = SummaryWriter(str(self._folder), purge_step=step + 1)
 
     def write(self, line: dict[str, float]) -> None:
         """A scalar for each value."""
-        for name, value in line.items():
-            if name != "step":
-                self._writer.add_scalar(name, value, int(line["step"]))
+        with naming(self._folder):
+            for name, value in line.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, int(line["step"]))
 
     def close(self) -> None:
         """Writes what is left."""
-        self._writer.close()
+        try:
+            with naming(self._folder):
+                self._writer.close()
+        finally:
+            threading.excepthook = self._hook
 
 
 class WeightsAndBiases:
@@ -93,5 +121,5 @@ def open_loggers(config: TrainConfig, step: int) -> list[Logger]:
 def _identity(path: Path) -> str:
     """The name by which Weights & Biases knows a run again; a new one where there is none."""
     if not path.is_file():
-        path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+        write_text(path, uuid.uuid4().hex[:8])
     return path.read_text(encoding="utf-8")

@@ -1,9 +1,10 @@
 """Writes what training measures to `metrics.jsonl`, and hands it on to further loggers.
 
-`metrics.jsonl` has a line for every logged step, the mean over the steps since the last line:
+`metrics.jsonl` has a line for every logged step, with losses as the mean over the steps since the last line, and lr
+and grad_norm of that step alone:
     {"step", "epoch", "lr", "loss", "pose", "gripper", "auxiliary", "grad_norm", "frames_per_s", "elapsed_s"}
-and a line for every validation:
-    {"step", "epoch", "elapsed_s", "val_loss", "val_translation_error", ...}
+and a line for every validation, with action errors in metres and radians (see `validation.py`):
+    {"step", "epoch", "elapsed_s", "val_loss", "val_translation_m", "val_rotation_rad", "val_gripper_accuracy", ...}
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.files import naming, read_lines, write_atomic
 from roboflamingo.training.loggers import Logger
 
 
@@ -65,15 +68,26 @@ class MetricsLog:
     """
 
     def __init__(self, run: Path, step: int, further: Sequence[Logger] = ()) -> None:
-        path = run / "metrics.jsonl"
-        _truncate(path, step)
-        self._file = path.open("a", encoding="utf-8")
+        self._path = run / "metrics.jsonl"
+        _truncate(self._path, step)
+        with naming(self._path):
+            self._file = self._path.open("ab")
         self._further = further
 
     def write(self, line: dict[str, float]) -> None:
-        """One line; it is on disk when this returns."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        """One line. No kill can undo it; that the disk has it is not waited for (4 ms), as `last.ckpt` is behind it.
+
+        Raises:
+            OSError: the disk is full. Names the file; nothing of the line is left.
+        """
+        before = self._file.tell()
+        with naming(self._path):
+            try:
+                self._file.write(json.dumps(line).encode() + b"\n")
+                self._file.flush()
+            except OSError:
+                os.truncate(self._path, before)
+                raise
         for logger in self._further:
             logger.write(line)
 
@@ -85,17 +99,18 @@ class MetricsLog:
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Keeps the lines up to `step`; a line that was cut off by a kill is later than any checkpoint."""
-    if not path.is_file():
-        return
+    """Keeps the lines up to `step`; a last line that was cut off by a kill is later than any checkpoint.
+
+    Raises:
+        UserError: a line is damaged. Names file and line.
+    """
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except json.JSONDecodeError:
+    for number, line in enumerate(read_lines(path), start=1):
+        place = line.get("step") if isinstance(line, dict) else None
+        if not isinstance(place, int):
+            raise UserError(f"{path}, line {number} is no line of a training log; remove the line")
+        if place > step:
             break
-        kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+        kept.append(json.dumps(line) + "\n")
+    if path.exists():
+        write_atomic(path, lambda file: file.write("".join(kept).encode()))

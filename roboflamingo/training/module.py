@@ -8,15 +8,16 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from roboflamingo.policy import RoboFlamingo
 from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.finite import FiniteWatch, stops
 from roboflamingo.training.layers import shard
 from roboflamingo.training.optimizer import make_optimizer
 from roboflamingo.training.progress import Progress
 from roboflamingo.training.schedule import learning_rate
-from roboflamingo.training.sharding import whole
 
 
 class PolicyModule(LightningModule):
@@ -28,15 +29,21 @@ class PolicyModule(LightningModule):
           save.
         - Nothing goes through Lightning's `self.log`, which costs more than a small policy's optimizer.
 
+    Args:
+        policy: what is trained.
+        config: the run's.
+        progress: how far it is.
+        watch: told of every gradient's norm; may end training before a step.
+
     Attributes:
         losses: the detached parts of the last batch's loss.
         grad_norm: norm of the last step's gradient, before clipping.
         learning_rate: of the last step.
     """
 
-    def __init__(self, policy: RoboFlamingo, config: TrainConfig, progress: Progress) -> None:
+    def __init__(self, policy: RoboFlamingo, config: TrainConfig, progress: Progress, watch: FiniteWatch) -> None:
         super().__init__()
-        self.policy, self.config, self.progress = policy, config, progress
+        self.policy, self.config, self.progress, self.watch = policy, config, progress, watch
         self._first_batch = progress.step * config.accumulate
         self.losses: dict[str, torch.Tensor] = {}
         self.grad_norm = torch.zeros(())
@@ -63,7 +70,7 @@ class PolicyModule(LightningModule):
         """The loss of a batch."""
         losses = self.policy.loss(batch)
         self.losses = {name: value.detach() for name, value in losses.items()}
-        return losses["loss"]
+        return stops(losses["loss"])
 
     def configure_gradient_clipping(
         self,
@@ -71,7 +78,13 @@ class PolicyModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips the accumulated gradient, once an optimizer step, and keeps its norm for the log."""
+        """Clips the accumulated gradient, once an optimizer step, and keeps its norm for the log.
+
+        Raises:
+            DivergenceError: the gradient is not finite (see `finite.py`).
+        """
         limit = self.config.optimizer.clip
         parameters = [p for p in self.policy.parameters() if p.grad is not None]
-        self.grad_norm = whole(nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
+        norm = nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        self.grad_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.watch.see(self.grad_norm, self.progress.step + 1)

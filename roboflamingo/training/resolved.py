@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from calvin_eval.system.files import write_text
+from roboflamingo.policy import PolicyConfig
 from roboflamingo.training.config import ConfigError, DataConfig, TrainConfig
 
 FREE_TO_CHANGE = frozenset(
@@ -33,6 +35,7 @@ FREE_TO_CHANGE = frozenset(
         "min_delta",
         "save_every_steps",
         "save_every_minutes",
+        "snapshot_every_epochs",
     }
 )
 """Keys that may differ when a run is continued; any other would make it neither the old run nor a new one."""
@@ -40,9 +43,7 @@ FREE_TO_CHANGE = frozenset(
 
 def write_config(config: TrainConfig, path: Path) -> None:
     """Writes the resolved configuration, which `--config` reads back."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(plain(config), sort_keys=False), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, yaml.safe_dump(plain(config), sort_keys=False))
 
 
 def check_same_config(config: TrainConfig, path: Path) -> None:
@@ -52,9 +53,10 @@ def check_same_config(config: TrainConfig, path: Path) -> None:
     `data.folders` the weights are compared, in order: which data they are of, `check_same_data` tells by content.
 
     Raises:
-        ConfigError: a key of `config` differs from the file at `path`. Names key, values and file.
+        ConfigError: a key of `config` differs from the file at `path`, or the file is missing or damaged. Names key,
+            values and file.
     """
-    old = _flat(yaml.safe_load(path.read_text(encoding="utf-8")))
+    old = _flat(_read(path))
     new = _flat(plain(config))
     before = _flat(plain(TrainConfig(run="", data=DataConfig(folders={"": 1.0}), max_steps=1))) | old
     before["policy.stride"] = old.get("policy.stride", before["data.stride"])  # training fills it in
@@ -64,6 +66,30 @@ def check_same_config(config: TrainConfig, path: Path) -> None:
                 f"{path} began with {key} = {before.get(key)}, now it is {new.get(key)}; "
                 "continue with the old value, choose another run folder, or delete this one"
             )
+
+
+def unused_keys(given: PolicyConfig, started: PolicyConfig) -> list[str]:
+    """Keys of a policy that were set, as "policy.window = 4", and that another policy's values stand in for."""
+    default, mine, theirs = (_flat(_plain(asdict(policy)), "policy.") for policy in (PolicyConfig(), given, started))
+    filled = ("policy.statistics.", "policy.backbone.language.words")  # by training
+    return [
+        f"{key} = {value} ({theirs.get(key)} there)"
+        for key, value in mine.items()
+        if value not in (default.get(key), theirs.get(key)) and not key.startswith(filled)
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    advice = "restore it, choose another run folder, or delete this one"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing, so that nobody knows how the run there began; {advice}") from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is damaged: {error}; {advice}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is no configuration of a run; {advice}")
+    return values
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:

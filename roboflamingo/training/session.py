@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 
-from roboflamingo.training.checkpoint import save_policy_whole, save_state, trained_weights
+from roboflamingo.training.checkpoint import not_finite, save_policy_whole, save_state, trained_weights
 from roboflamingo.training.datamodule import WindowDataModule
 from roboflamingo.training.display import Display
 from roboflamingo.training.ema import WeightAverage
 from roboflamingo.training.loggers import open_loggers
 from roboflamingo.training.metrics import MetricsLog, RunningMean
 from roboflamingo.training.module import PolicyModule
+from roboflamingo.training.progress import SaveTimes
+from roboflamingo.training.schedule import continued_at
 from roboflamingo.training.sharding import share_of_optimizer_state, whole
 from roboflamingo.training.stopping import Patience, StopSignals
 from roboflamingo.training.summary import summary
@@ -49,10 +52,11 @@ class Session(Callback):
         self.stopped_by: signal.Signals | None = None
         self._signals = StopSignals()
         self._patience = Patience(self.config.patience, self.config.min_delta)
+        self._save_times = SaveTimes(self.config.save_every_steps, self.config.save_every_minutes)
         self._saved = saved
         self._means = RunningMean()
         self._validated_step = -1
-        self._logged = (self.progress.step, self.progress.elapsed_s)
+        self._logged = (self.progress.step, 0.0)
         self._average: WeightAverage | None = None
         self._console, self._display = console, Display(self.progress, console)
         self._log: MetricsLog | None = None  # only one process writes
@@ -66,6 +70,10 @@ class Session(Callback):
             self._average = WeightAverage(self.module.policy, self.config.optimizer.ema)
         if self._saved is not None:
             self._restore(self._saved, trainer)
+            note = continued_at(self.config, self.progress, self._saved)
+            if note:
+                self._console.print(note, highlight=False, soft_wrap=True)
+            self._saved.clear()  # whoever else holds it: the weights of a large policy are needed but once
             self._saved = None
         if trainer.is_global_zero:
             self._log = MetricsLog(self.run, self.progress.step, open_loggers(self.config, self.progress.step))
@@ -74,6 +82,9 @@ class Session(Callback):
         self._display.open()
         self._signals.catch()
         self.progress.start_clock()
+        self._logged = (self.progress.step, self.progress.clock())
+        self._save_times.start(self.progress.clock())
+        trainer.should_stop = self.progress.finished()  # then only the policy is missing
 
     def _restore(self, saved: dict[str, Any], trainer: Trainer) -> None:
         optimizer = trainer.optimizers[0]
@@ -101,10 +112,11 @@ class Session(Callback):
             self._write_means(trainer)
         if self.progress.due(self.config.validate_every_steps, self.config.validate_every_minutes):
             self._validate(trainer)
+        self._snapshot(trainer)
         if self.progress.finished() or stop:
             self.stopped_by = None if self.progress.finished() else signal.Signals(stop)
             trainer.should_stop = True  # on_train_end saves
-        elif self.progress.due(self.config.save_every_steps, self.config.save_every_minutes):
+        elif self._save_times.due(self.progress):
             self._save(trainer)
 
     def _agree(self, trainer: Trainer) -> tuple[float, int]:
@@ -124,17 +136,19 @@ class Session(Callback):
 
     def _write_means(self, trainer: Trainer) -> None:
         """One line of the log: the mean over processes and steps since the last line."""
+        self.module.watch.check()
         self._means.share(trainer)
         means = self._means.take() | {"grad_norm": self.module.grad_norm}
         if self._log is not None:
-            step, elapsed_s = self._logged
+            step, before_s = self._logged
             frames = (self.progress.step - step) * self._windows_a_step(trainer) * self.data.training.window
-            line = self._place(trainer) | {"lr": self.module.learning_rate}
-            line |= {name: value.item() for name, value in means.items()}
-            line["frames_per_s"] = round(frames / max(1e-9, self.progress.elapsed_s - elapsed_s), 1)
+            values = {name: value.item() for name, value in means.items()}  # waits for the device
+            line = self._place(trainer) | {"lr": self.module.learning_rate} | values
+            # by the clock, as the time that several processes agree on stands still between two agreements
+            line["frames_per_s"] = round(frames / max(1e-6, self.progress.clock() - before_s), 1)
             self._log.write(line)
             self._display.update(line)
-        self._logged = (self.progress.step, self.progress.elapsed_s)
+        self._logged = (self.progress.step, self.progress.clock())
 
     def _windows_a_step(self, trainer: Trainer) -> int:
         return self.config.batch_size * self.config.accumulate * trainer.world_size
@@ -145,7 +159,7 @@ class Session(Callback):
         return {
             "step": self.progress.step,
             "epoch": round(epoch, 4),
-            "elapsed_s": round(self.progress.elapsed_s, 2),
+            "elapsed_s": round(self.progress.clock(), 2),
         }
 
     @contextmanager
@@ -158,9 +172,11 @@ class Session(Callback):
         """Measures the held-out windows and keeps the best policy so far."""
         if self.data.validation is None or self._validated_step == self.progress.step:
             return
+        self.module.watch.check()
         self._validated_step = self.progress.step
+        numbers = getattr(self._held_out, "batch_sampler", ())
         with self._averaged_weights():
-            results = validate(self.module.policy, self._held_out, trainer, self.data.held_out_count)
+            results = validate(self.module.policy, self._held_out, trainer, self.data.held_out_count, numbers)
             is_best = self._patience.is_best(results["val_loss"])
             if self._log is not None:
                 line = self._place(trainer) | results
@@ -170,8 +186,29 @@ class Session(Callback):
                 save_policy_whole(self.module.policy, self.run / "policy_best", write=self._log is not None)
         self.progress.stopped_early = self._patience.exhausted()
 
+    def _snapshot(self, trainer: Trainer) -> None:
+        """Keeps the policy of an epoch's end."""
+        every = self.config.snapshot_every_epochs
+        if every is None:
+            return
+        steps = every * self.data.stream.epoch_length() / self._windows_a_step(trainer)
+        done = self.progress.passed(steps)
+        if done is None:
+            return
+        self.module.watch.check()
+        with self._averaged_weights():
+            folder = self.run / "epochs" / str(done * every)
+            save_policy_whole(self.module.policy, folder, write=self._log is not None)
+
     def _save(self, trainer: Trainer) -> None:
-        """Writes `last.ckpt`, the same for all processes and however they share the weights."""
+        """Writes `last.ckpt`, the same for all processes and however they share the weights.
+
+        Raises:
+            DivergenceError: something in it is not finite. The old file stays.
+            OSError: the disk is full. The old file stays.
+        """
+        began = time.monotonic()
+        self.module.watch.check()
         self._means.share(trainer)
         sharded = {
             "weights": trained_weights(self.module.policy),
@@ -179,20 +216,30 @@ class Session(Callback):
             "average": None if self._average is None else self._average.state_dict(),
         }
         state = whole(sharded, keep=self._log is not None)
-        if self._log is None:
-            return
-        state |= {
-            "step": self.progress.step,
-            "elapsed_s": self.progress.elapsed_s,
-            "means": self._means.state_dict(),
-            "validated_step": self._validated_step,
-        }
-        save_state(state | self._patience.state_dict(), self.run / "last.ckpt")
+        if self._log is not None:
+            culprit = not_finite(state)
+            if culprit is not None:
+                raise self.module.watch.error(culprit, self.progress.step)
+            state |= {
+                "step": self.progress.step,
+                "elapsed_s": self.progress.clock(),
+                "means": self._means.state_dict(),
+                "validated_step": self._validated_step,
+                "learning_rate": self.module.learning_rate,
+                "limits": (self.progress.max_steps, self.progress.max_minutes),
+            }
+            save_state(state | self._patience.state_dict(), self.run / "last.ckpt")
+        cost_s = time.monotonic() - began
+        if trainer.world_size > 1:  # the writer's, so that all save again at the same step
+            cost_s = trainer.strategy.broadcast(cost_s)
+        self._save_times.cost_s = cost_s
+        self._save_times.start(self.progress.elapsed_s + cost_s)
 
     # --- the session's end ----------------------------------------------------------------------
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A finished run leaves its policy; any leaves its state."""
+        self.module.watch.check()
         if self.progress.finished():
             self._validate(trainer)
             with self._averaged_weights():
@@ -204,5 +251,8 @@ class Session(Callback):
         trainer.strategy.barrier("saved")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves the terminal in order."""
+        """Leaves the terminal in order, and the log whole."""
         self._display.close()
+        if self._log is not None:
+            with suppress(OSError):  # of a full disk, say, which is known by now
+                self._log.close()

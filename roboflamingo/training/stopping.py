@@ -7,6 +7,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from roboflamingo.training.launching import is_launched
+
 
 class Patience:
     """Follows the held-out loss: which policy is the best, and since when nothing has been gained.
@@ -63,12 +65,19 @@ class StopSignals:
         self.received = 0
 
     def catch(self) -> None:
-        """Replaces Lightning's handlers, which do not save; it puts the original ones back afterwards."""
-        if threading.current_thread() is threading.main_thread():
+        """Replaces Lightning's handlers, which do not save; it puts the original ones back afterwards.
+
+        Processes that a run has launched leave signals to the main one, which tells them.
+        """
+        if is_launched():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+        elif threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_signal)
             signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        """A second signal finds the default handlers."""
+        """A second signal finds the default handlers, which end the process at once; its files are whole."""
         self.received = number
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)

@@ -14,26 +14,28 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 
+from calvin_eval.system.locks import folder_lock
 from roboflamingo.backbone.filling import halve
 from roboflamingo.checkpoint import CONFIG, load_policy, read_config
 from roboflamingo.data.windows import Windows
 from roboflamingo.making import make_policy
 from roboflamingo.policy import RoboFlamingo
-from roboflamingo.training.checkpoint import load_state, load_trained_weights
+from roboflamingo.training.beforehand import check_beforehand, check_start
+from roboflamingo.training.checkpoint import check_state, load_state, load_trained_weights
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.datamodule import WindowDataModule, check_same_data, open_windows, steps_of, with_statistics
-from roboflamingo.training.extras import check_extras
+from roboflamingo.training.finite import DivergenceError, FiniteWatch
+from roboflamingo.training.launching import follow_launcher, is_launched, is_main_process, launched_processes
 from roboflamingo.training.layers import checkpoint_activations, compile_layers
 from roboflamingo.training.module import PolicyModule
 from roboflamingo.training.precision import device_for, settle
 from roboflamingo.training.progress import Progress
-from roboflamingo.training.resolved import check_same_config, write_config
+from roboflamingo.training.resolved import check_same_config, unused_keys, write_config
 from roboflamingo.training.session import Session
 from roboflamingo.training.stopping import Patience
-from roboflamingo.training.trainable import choose_trainable
+from roboflamingo.training.trainable import choose_trainable, idle_parameters
 
 
 class TrainingStopped(Exception):  # noqa: N818 (it is no error)
@@ -51,8 +53,11 @@ class TrainingStopped(Exception):  # noqa: N818 (it is no error)
 def train(config: TrainConfig, *, console: Console | None = None) -> Path:
     """Trains, or continues to train, or returns at once where the run is complete.
 
+    On several devices this process starts the others, which run the same command as far as this call and end there.
+
     The run's folder gets `config.yaml`, `last.ckpt`, `metrics.jsonl` (see `metrics.py`), what further loggers
-    write, `policy_best/` (lowest held-out loss) and, at the end, `policy/`; both policies are read by `load_policy`.
+    write, `policy_best/` (lowest held-out loss), `epochs/N/` where `snapshot_every_epochs` asks for them and, at the
+    end, `policy/`; all policies are read by `load_policy`.
 
     Args:
         config: see `TrainConfig`.
@@ -64,17 +69,38 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
     Raises:
         TrainingStopped: SIGTERM or SIGINT came; the run is saved.
         ConfigError: `config` contradicts itself or the run that it is to continue, or this machine cannot do it.
+        DivergenceError: a gradient was not finite; the files stay as they were saved before.
         DataError: a data set is missing or broken.
-        FileNotFoundError: `start_from` is no policy folder.
+        WeightsError: published weights are missing or broken.
+        UserError: another process trains in the same folder.
+        OSError: the disk is full, or a file cannot be read. `start_from` is no policy folder.
     """
-    check_extras(config)
-    first = getattr(rank_zero_only, "rank", 0) == 0  # of the processes that DDP starts
-    console = (console or Console(stderr=True)) if first else Console(quiet=True)
+    if not is_launched():
+        if not is_main_process():
+            return _train(config, Console(quiet=True))
+        with folder_lock(Path(config.run), "roboflamingo train"):
+            return _train(config, console or Console(stderr=True))
+    follow_launcher()
+    try:
+        return _train(config, Console(quiet=True))
+    except (TrainingStopped, DivergenceError):
+        raise SystemExit(0) from None  # the main process says so
+
+
+def _train(config: TrainConfig, console: Console) -> Path:
+    """See `train`."""
     config = settle(config, console)
-    run = Path(config.run)
+    run, first = Path(config.run), is_main_process()
     run.mkdir(parents=True, exist_ok=True)
     if config.start_from is not None:
-        config = replace(config, policy=read_config(Path(config.start_from) / CONFIG))
+        check_start(Path(config.start_from))
+        started = read_config(Path(config.start_from) / CONFIG)
+        unused = unused_keys(config.policy, started)
+        if unused:
+            console.print(f"start_from brings its policy's own values, so these are not used: {', '.join(unused)}")
+        config = replace(config, policy=started)
+    if not (run / "policy").is_dir():  # else this has run here before, and is probably complete
+        check_beforehand(config)
     training, held_out = open_windows(config, console)
     config = replace(config, policy=with_statistics(config.policy, training))
     if config.max_epochs is not None:
@@ -82,6 +108,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
     saved = load_state(run / "last.ckpt")
     check_same_data(config, training, held_out, write=first)
     if saved is not None:
+        check_state(saved)
         check_same_config(config, run / "config.yaml")
     if first:
         write_config(config, run / "config.yaml")
@@ -93,11 +120,15 @@ def train(config: TrainConfig, *, console: Console | None = None) -> Path:
 
     torch.manual_seed(config.seed)  # initial weights
     if config.start_from is None:
-        policy = make_policy(config.policy, half=config.frozen_precision == "bf16" and not config.trains_everything)
+        half = config.frozen_precision == "bf16" and not config.trains_everything
+        trained = [part for part in ("vision", "language") if getattr(config.trainable, part)]
+        policy = make_policy(config.policy, half=half, trained=trained)
     else:
         policy = load_policy(config.start_from)
     choose_trainable(policy, config)
     fit(policy, config, (training, held_out), saved, console)
+    if is_launched():
+        raise SystemExit(0)
     return run / "policy"
 
 
@@ -114,27 +145,31 @@ def fit(
         policy: what to train; its layers are changed for good (see `layers.py`).
         config: see `TrainConfig`; `policy`, `start_from` and `data` have been used by now.
         windows: to train on, and held-out ones.
-        saved: the state of the run's last session, or None.
+        saved: the state of the run's last session, or None; it is emptied when it has been restored.
         console: for progress.
 
     Raises:
         TrainingStopped: SIGTERM or SIGINT came; the run is saved.
         ConfigError: the saved state is another policy's.
+        DivergenceError: a gradient was not finite; the files stay as they were saved before.
+        OSError: the disk is full; the files stay as they were saved before.
     """
+    progress = _progress(config, saved)
     if saved is not None:
-        load_trained_weights(policy, saved["weights"])
+        load_trained_weights(policy, saved.pop("weights"))
     if config.frozen_precision == "bf16":
         halve(policy)
     if config.checkpoint_activations:
         checkpoint_activations(policy)
     if config.compile:
         compile_layers(policy)
-    progress = _progress(config, saved)
-    module = PolicyModule(policy, config, progress)
     data = WindowDataModule(config, *windows, progress.step * config.accumulate)
+    module = PolicyModule(policy, config, progress, FiniteWatch(config, data))
     session = Session(module, data, saved, console)
     with _quiet_lightning():
-        _trainer(config, session).fit(module, datamodule=data)
+        trainer = _trainer(config, session, _strategy(config, policy))
+        with launched_processes(trainer):
+            trainer.fit(module, datamodule=data)
     if session.stopped_by is not None:
         stopped = TrainingStopped(session.stopped_by, Path(config.run), progress.step)
         console.print(str(stopped), soft_wrap=True)
@@ -154,13 +189,13 @@ def _progress(config: TrainConfig, saved: dict[str, Any] | None) -> Progress:
     return progress
 
 
-def _trainer(config: TrainConfig, session: Session) -> Trainer:
+def _trainer(config: TrainConfig, session: Session, strategy: Strategy | str) -> Trainer:
     """Lightning for devices, precision, processes and accumulation; the session does the rest."""
     return Trainer(
         accelerator=device_for(config.accelerator),
         devices=config.devices,
         num_nodes=config.nodes,
-        strategy=_strategy(config),
+        strategy=strategy,
         precision="bf16-mixed" if config.precision == "bf16" else "32-true",
         accumulate_grad_batches=config.accumulate,
         max_epochs=-1,
@@ -175,16 +210,16 @@ def _trainer(config: TrainConfig, session: Session) -> Trainer:
     )
 
 
-def _strategy(config: TrainConfig) -> Strategy | str:
+def _strategy(config: TrainConfig, policy: RoboFlamingo) -> Strategy | str:
     """How processes share the work; one process alone shares nothing."""
     processes = config.devices * config.nodes
     if processes == 1:
         return "auto"
     if config.strategy == "fsdp":
         return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1)
-    # With penultimate hidden states the last layer's cross-attention is trained in name only.
-    idle = config.policy.backbone.language.output == "penultimate"
-    return DDPStrategy(gradient_as_bucket_view=True, find_unused_parameters=idle)
+    idle = idle_parameters(policy)  # which `choose_trainable` leaves out, and a policy of the caller's perhaps not
+    unused = any(p.requires_grad and id(p) in idle for p in policy.parameters())
+    return DDPStrategy(gradient_as_bucket_view=True, find_unused_parameters=unused)
 
 
 @contextmanager

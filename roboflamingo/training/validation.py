@@ -1,42 +1,53 @@
-"""Measures a policy on held-out windows."""
+"""Measures a policy on held-out windows, the same way every time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 
 from roboflamingo.data.windows import last_frames
-from roboflamingo.heads import Prediction
-from roboflamingo.heads.base import frame_at
+from roboflamingo.heads import Draws, Prediction
+from roboflamingo.heads.base import ACTION, frame_at
 from roboflamingo.policy import RoboFlamingo
 
 
 @torch.no_grad()
 def validate(
-    policy: RoboFlamingo, batches: Iterable[dict[str, Any]], trainer: Trainer, count: int | None = None
+    policy: RoboFlamingo,
+    batches: Iterable[dict[str, Any]],
+    trainer: Trainer,
+    count: int | None = None,
+    numbers: Iterable[Sequence[int]] = (),
 ) -> dict[str, float]:
     """Means over all windows of all processes.
+
+    Heads that sample draw the same noise for a window in every validation, so that what they score is the weights.
 
     Args:
         policy: what to measure.
         batches: of this process.
         trainer: knows devices, precision and processes.
         count: the first batches that count, None for all; the policy sees the rest only to keep processes in step.
+        numbers: of every batch's windows, by which their noise is drawn; may be left out for heads that do not sample.
 
     Returns:
-        `val_` + every part of the loss, and of the last frame's predicted actions: `val_translation_error`
-        and `val_rotation_error` (mean absolute error in action units, 1 being 0.02 m and 0.05 rad) and
-        `val_gripper_accuracy` (share of right commands). Empty where there are no batches.
+        `val_` + every part of the loss, and of the last frame's predicted actions: `val_translation_m` and
+        `val_rotation_rad` (mean absolute error in metres and radians), `val_translation_error` and
+        `val_rotation_error` (the same in the head's numbers, whose unit depends on `policy.actions`; see
+        `ActionSpace.units`) and `val_gripper_accuracy` (share of right commands). Empty where there are no batches.
     """
     sums: dict[str, torch.Tensor] = {}
+    draws = _draws(policy, numbers)
     policy.eval()
     for number, batch in enumerate(batches):
         batch = trainer.strategy.batch_to_device(batch)
+        drawn = None if draws is None else trainer.strategy.batch_to_device(draws[number])
         with trainer.precision_plugin.val_step_context():
-            losses, prediction = policy.loss(batch), policy.predict(batch)
+            losses = policy.loss(batch, drawn)
+            prediction = policy.predict(batch, None if drawn is None else drawn.noise)
         if count is not None and number >= count:
             continue
         windows = torch.tensor(len(batch["instruction"]), device=batch["actions"].device)
@@ -53,6 +64,19 @@ def validate(
     return {name: (sums[name][0] / sums[name][1]).item() for name in names}
 
 
+def _draws(policy: RoboFlamingo, numbers: Iterable[Sequence[int]]) -> list[Draws] | None:
+    """What a head that samples draws for each batch, a pure function of the windows' numbers; None for others."""
+    if not policy.head.samples:
+        return None
+    frames, chunk = policy.config.window, policy.config.chunk
+
+    def of_window(number: int) -> Draws:
+        random = torch.Generator().manual_seed(number)
+        return Draws(torch.randn(frames, chunk, ACTION, generator=random), torch.rand(frames, generator=random))
+
+    return [Draws(*(torch.stack(part) for part in zip(*map(of_window, batch), strict=True))) for batch in numbers]
+
+
 def _action_errors(
     policy: RoboFlamingo, prediction: Prediction, batch: dict[str, Any]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -63,10 +87,13 @@ def _action_errors(
     at = last.clamp(max=prediction.pose.shape[1] - 1)  # where fusion joins frames there is one prediction a window
     pose, gripper = frame_at(prediction.pose, at)[:, 0], frame_at(prediction.gripper_logits, at)[:, 0]
     error = (pose[inside] - action[:, :6]).abs()
+    size = error * error.new_tensor(policy.action_space.units)
     right = (gripper[inside] > 0) == (action[:, 6] > 0)
     count = inside.sum()
     return {
         "val_translation_error": (error[:, :3].sum(), 3 * count),
         "val_rotation_error": (error[:, 3:].sum(), 3 * count),
+        "val_translation_m": (size[:, :3].sum(), 3 * count),
+        "val_rotation_rad": (size[:, 3:].sum(), 3 * count),
         "val_gripper_accuracy": (right.sum(), count),
     }

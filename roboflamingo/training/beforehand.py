@@ -1,0 +1,109 @@
+"""What can be found out before data are packed: libraries, weights, sizes that do not fit, disk space."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from roboflamingo.actions import Statistics
+from roboflamingo.checkpoint import CONFIG, WEIGHTS
+from roboflamingo.hub import checkpoint_file, clip_file, language_folder
+from roboflamingo.making import make_policy, read_language
+from roboflamingo.policy import PolicyConfig, RoboFlamingo
+from roboflamingo.tokenizer import read_tokenizer
+from roboflamingo.training.config import ConfigError, TrainConfig
+from roboflamingo.training.extras import check_extras
+from roboflamingo.training.optimizer import weight_decay_groups
+from roboflamingo.training.trainable import choose_trainable
+
+STAND_IN = Statistics((0.0,), (1.0,))
+"""Of a vector whose length only the data tell."""
+
+
+def check_beforehand(config: TrainConfig) -> None:
+    """Makes the policy without memory for its large parts, and asks for all else that a run needs.
+
+    Published weights that are not here yet are downloaded.
+
+    Raises:
+        ConfigError: something contradicts, or is missing. Names key and value, and what to do.
+        WeightsError: published weights are missing. Says what to put where.
+    """
+    check_extras(config)
+    policy = _dry_policy(config)
+    choose_trainable(policy, config)
+    weight_decay_groups(policy, 0.0, config.optimizer.decay_only)
+    _check_space(policy, config)
+
+
+def check_start(folder: Path) -> None:
+    """Makes sure that `start_from` is a policy's folder.
+
+    Raises:
+        FileNotFoundError: it is not.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"start_from {folder} holds no policy: {name} is missing; name a policy's folder, as RUN/policy"
+            )
+
+
+def _dry_policy(config: TrainConfig) -> RoboFlamingo:
+    """The policy that will be trained, but for weights, words and statistics."""
+    policy, tokenizer = config.policy, None
+    backbone = policy.backbone
+    if config.start_from is None and backbone.weights == "published":
+        if backbone.language.source is None or backbone.vision.source is None:
+            return make_policy(policy)  # which says what is missing
+        folder = language_folder(backbone.language.source)
+        clip_file(backbone.vision.source)
+        if backbone.checkpoint is not None:
+            checkpoint_file(backbone.checkpoint)
+        tokenizer, _ = read_tokenizer(folder)
+        language = read_language(folder, backbone.language, len(tokenizer))
+        policy = replace(policy, backbone=replace(backbone, language=language))
+    dry = RoboFlamingo(_with_stand_ins(policy), tokenizer, empty=True)
+    dry.backbone.add_low_rank_updates()
+    return dry
+
+
+def _with_stand_ins(policy: PolicyConfig) -> PolicyConfig:
+    """The same with words and statistics as if data had been read."""
+    missing = {name: STAND_IN for name in policy.vectors if name not in policy.statistics}
+    if policy.actions == "absolute" and "actions" not in policy.statistics:
+        missing["actions"] = Statistics((0.0,) * 6, (1.0,) * 6)
+    return replace(policy, statistics=policy.statistics | missing).with_words(["word"])
+
+
+def _check_space(policy: RoboFlamingo, config: TrainConfig) -> None:
+    """Compares the disk with what the run leaves: its state and policies, one of each in the making."""
+    run = Path(config.run)
+    need, there = space_of(policy, config), shutil.disk_usage(run).free
+    names = ("last.ckpt", "policy", "policy_best")
+    files = [file for name in names for file in [run / name, *(run / name).rglob("*")]]
+    there += sum(file.stat().st_size for file in files if file.is_file())
+    if need > there:
+        raise ConfigError(
+            f"{run}: the run's state and policies need about {need / 1e9:.1f} GB, and {there / 1e9:.1f} GB are free; "
+            "make room, or choose a run folder on another disk"
+        )
+
+
+def space_of(policy: RoboFlamingo, config: TrainConfig) -> int:
+    """Bytes that a run needs on the disk: `last.ckpt`, `policy`, `policy_best`, and a second copy of one of each.
+
+    A snapshot of every epoch comes on top.
+
+    Args:
+        policy: with what trains; may be without memory.
+        config: the run's.
+    """
+    sizes = [(p.numel(), p.requires_grad) for p in policy.parameters()]
+    trained, all_numbers = sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+    frozen_bytes = 2 if config.frozen_precision == "bf16" else 4
+    optimizer_bytes = 2 if config.optimizer.kind == "adamw_8bit" else 8
+    state = trained * (4 + optimizer_bytes + (0 if config.optimizer.ema is None else 4))
+    whole = 4 * trained + frozen_bytes * (all_numbers - trained)
+    return 2 * state + (3 if config.validation_windows else 2) * whole
