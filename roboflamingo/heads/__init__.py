@@ -1,5 +1,6 @@
 """Policy heads: one file a head, one base, one registry."""
 
+from calvin_eval.system.errors import UserError
 from roboflamingo.heads import bins as bins
 from roboflamingo.heads import diffusion as diffusion
 from roboflamingo.heads import flow as flow
@@ -15,8 +16,8 @@ def build_head(config: HeadConfig, features: int, chunk: int, window: int) -> He
     """The head that a config names, for D features a frame, chunks of K actions and windows of T frames.
 
     Raises:
-        ValueError: no head of that name is registered.
+        UserError: no head of that name is registered.
     """
     if config.kind not in HEADS:
-        raise ValueError(f"head.kind {config.kind!r} does not exist; choose one of {', '.join(sorted(HEADS))}")
+        raise UserError(f"policy.head.kind {config.kind!r} does not exist; choose one of {', '.join(sorted(HEADS))}")
     return HEADS[config.kind](config, features, chunk, window)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from calvin_eval.system.errors import UserError
 from roboflamingo.heads.base import ChunkOutput, HeadConfig, Prediction, RegressionHead, register_head
 
 
@@ -13,13 +14,15 @@ class GPTHead(RegressionHead):
     """A transformer in which each frame sees itself and those before, with learned positions.
 
     Raises:
-        ValueError: `hidden` is no multiple of `attention_heads`.
+        UserError: `hidden` is no multiple of `attention_heads`.
     """
 
     def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
         super().__init__(config, features, chunk, window)
         if config.hidden % config.attention_heads:
-            raise ValueError(f"head.hidden {config.hidden} is no multiple of attention_heads {config.attention_heads}")
+            raise UserError(
+                f"policy.head.hidden {config.hidden} is no multiple of attention_heads {config.attention_heads}"
+            )
         self.input = nn.Linear(features, config.hidden)
         self.position_embedding = nn.Parameter(0.02 * torch.randn(window, config.hidden))
         layer = nn.TransformerEncoderLayer(
