@@ -13,13 +13,13 @@ from calvin_eval.collect import CollectSettings, collect
 from calvin_eval.protocol import Policy
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.provenance import fingerprint
-from roboflamingo.cli.arguments import parse_config, shown_without_traceback
+from roboflamingo.cli.arguments import parse_config
 from roboflamingo.cli.policies import open_policy
 
 EXAMPLES = """
 roboflamingo collect --out data --settings.scenes D --settings.episodes 800
 roboflamingo collect --out data --settings.scenes ABC --settings.episodes 6000      # CALVIN's ABC->D
-roboflamingo collect --out data/round2 --policy runs/demo/train/policy              # DAgger: the policy acts first
+roboflamingo collect --out data/round2 --policy runs/demo/train1/policy             # DAgger: the policy acts first
 roboflamingo collect --check --starts 50                                            # how good the demonstrators are
 """
 
@@ -54,12 +54,11 @@ def main(arguments: Sequence[str]) -> None:
     """Records or checks."""
     summary = "Records demonstrations as a CALVIN data set; a collection that was killed is continued."
     config = parse_config(CollectConfig, "collect", arguments, summary=summary, examples=EXAMPLES)
-    with shown_without_traceback("collect", ValueError, FileNotFoundError):
-        if config.check:
-            print_check(check_demonstrators(config.scenes, config.starts, workers=config.workers))
-            return
-        maker, about = (None, None) if config.policy is None else acting_first(config.policy, config.execute)
-        collect(Path(config.out), config.settings, workers=config.workers, make_policy=maker, about=about)
+    if config.check:
+        print_check(check_demonstrators(config.scenes, config.starts, workers=config.workers))
+        return
+    maker, about = (None, None) if config.policy is None else acting_first(config.policy, config.execute)
+    collect(Path(config.out), config.settings, workers=config.workers, make_policy=maker, about=about)
 
 
 def acting_first(folder: str, execute: int) -> tuple[partial[Policy], dict[str, Any]]:

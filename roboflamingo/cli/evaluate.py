@@ -10,13 +10,13 @@ from typing import Literal
 
 from calvin_eval.evaluate import EvaluateSettings, evaluate
 from calvin_eval.report import print_table
-from roboflamingo.cli.arguments import parse_config, shown_without_traceback
+from roboflamingo.cli.arguments import parse_config
 from roboflamingo.cli.policies import check_policy, make_env, open_policy, policy_facts
 
 EXAMPLES = """
-roboflamingo evaluate --policy runs/demo/train/policy --out runs/demo/chains --settings.chains 100
-roboflamingo evaluate --policy runs/demo/train/policy --out runs/open --execute 8           # open loop
-roboflamingo evaluate --policy runs/demo/train/policy --out runs/mean --ensemble 0.01       # temporal ensemble
+roboflamingo evaluate --policy runs/demo/train1/policy --out runs/demo/again --settings.chains 100
+roboflamingo evaluate --policy runs/demo/train1/policy --out runs/open --execute 8           # open loop
+roboflamingo evaluate --policy runs/demo/train1/policy --out runs/mean --ensemble 0.01       # temporal ensemble
 roboflamingo evaluate --policy expert --out runs/expert --settings.chains 100 --renderer none
 """
 
@@ -58,8 +58,7 @@ def main(arguments: Sequence[str]) -> None:
     """Evaluates and prints the table."""
     summary = "Runs CALVIN's chains of five tasks with a policy; an evaluation that was killed is continued."
     config = parse_config(EvaluateConfig, "evaluate", arguments, summary=summary, examples=EXAMPLES)
-    with shown_without_traceback("evaluate", ValueError, FileNotFoundError):
-        results = run(config)
+    results = run(config)
     print_table({config.policy: results})
     print(f"results in {Path(config.out) / 'results.json'}")
 

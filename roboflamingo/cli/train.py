@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from roboflamingo.cli.arguments import parse_config, shown_without_traceback
-from roboflamingo.data.annotations import DataError
-from roboflamingo.training.config import ConfigError, TrainConfig
+from roboflamingo.cli.arguments import parse_config
+from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.train import TrainingStopped, train
 
 EXAMPLES = """
@@ -24,7 +23,6 @@ def main(arguments: Sequence[str]) -> None:
     summary = "Trains a policy on CALVIN data sets; a run that was stopped or killed is continued."
     config = parse_config(TrainConfig, "train", arguments, summary=summary, examples=EXAMPLES)
     try:
-        with shown_without_traceback("train", DataError, ConfigError, FileNotFoundError):
-            train(config)
+        train(config)
     except TrainingStopped as stopped:
         raise SystemExit(128 + stopped.signal) from None
