@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from calvin_eval.system.errors import UserError
+from roboflamingo.cli.checks import check_that_keys_act
 from roboflamingo.cli.fields import described, is_switch, keys_of, leaves, required_keys
 from roboflamingo.cli.yaml_files import read_yaml
 
@@ -37,11 +38,13 @@ class Given(Generic[Config]):
         config: the whole.
         typed: the dotted keys on the command line.
         keys: those, and the ones in files.
+        changed: those on the command line, and the ones to which a file gives another value than the default.
     """
 
     config: Config
     typed: frozenset[str]
     keys: frozenset[str]
+    changed: frozenset[str]
 
 
 def verb_parser(verb: str, summary: str, examples: str, usage: str = "") -> ArgumentParser:
@@ -110,12 +113,30 @@ def parse_given(
         values = _parsed(parser, config_class, files, texts, words)
         if _apply_preset(parser, values):
             values = _parsed(parser, config_class, files, texts, words)
-        built = parser.instantiate_classes(_at_home(values, config_class))
-        config = config_class(**{field.name: built[field.name] for field in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+        given = _given(parser, config_class, files, typed, values)
+        check_that_keys_act(given.config, given.typed, given.changed)
     except UserError as error:
         fail(parser.prog, str(error), code=2)
-    filed = {key for content in files.values() for key in _keys_in(content, config_class)}
-    return Given(config, frozenset(typed), frozenset(typed) | filed)
+    return given
+
+
+def _given(
+    parser: ArgumentParser, config_class: type[Config], files: dict[str, Any], typed: dict[str, str], values: Namespace
+) -> Given[Config]:
+    """The configuration that the values make.
+
+    Raises:
+        UserError: values are empty, out of range or contradict.
+    """
+    keys = frozenset(typed) | {key for content in files.values() for key in _keys_in(content, config_class)}
+    for key in sorted(keys):
+        if values.get(key) == "":
+            raise UserError(f"{key} is empty; give it a value, or leave it out")
+    defaults = parser.get_defaults()
+    changed = frozenset(key for key in keys if key in typed or values.get(key) != defaults.get(key))
+    built = parser.instantiate_classes(_at_home(values, config_class))
+    fields = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
+    return Given(config_class(**{name: built[name] for name in fields}), frozenset(typed), keys, changed)
 
 
 def _parsed(

@@ -92,6 +92,23 @@ class HeadConfig:
             )
 
 
+REGRESSING = ("lstm", "gpt", "mlp", "mlp_history")
+DENOISING = ("diffusion", "flow")
+USED_BY: dict[str, tuple[str, ...]] = {
+    "layers": ("lstm", "gpt", "bins", *DENOISING),
+    "attention_heads": ("gpt",),
+    "dropout": ("lstm", "gpt", "bins", *DENOISING),
+    "perceptrons": REGRESSING,
+    "pose_beta": REGRESSING,
+    "gripper_weight": (*REGRESSING, "bins"),
+    "denoiser_layers": DENOISING,
+    "train_steps": ("diffusion",),
+    "sample_steps": DENOISING,
+    "bins": ("bins",),
+}
+"""Which kinds of head use a key of `HeadConfig`; one that is not here is used by all of them."""
+
+
 class Head(nn.Module, ABC):
     """Base of all heads.
 
