@@ -13,6 +13,7 @@ Values = Mapping[str, Any]
 
 NEEDED: dict[str, tuple[Callable[[Values], bool], str]] = {
     "optimizer.cycles": (lambda v: v["optimizer.schedule"] == "cosine_restarts", "optimizer.schedule cosine_restarts"),
+    "policy.stride": (lambda v: "data.stride" not in v, "data.stride, from which training fills it in"),
     "min_delta": (lambda v: v["patience"] is not None, "patience"),
     "wandb.project": (lambda v: "wandb" in v["loggers"], "wandb in loggers"),
     "wandb.mode": (lambda v: "wandb" in v["loggers"], "wandb in loggers"),

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
         raise SystemExit(128 + stopped.signal) from None
 
 
-FILLED_IN = frozenset({"policy.statistics", "policy.backbone.language.words"})
+FILLED_IN = frozenset({"policy.statistics", "policy.stride", "policy.backbone.language.words"})
 """Keys that training fills in from its data."""
 
 
