@@ -136,10 +136,9 @@ def test_zero_is_allowed_where_it_means_something(key: str) -> None:
         (lambda: CollectSettings(scenes="ABC", episodes=2), "too few for the 3 scenes ABC"),
         (lambda: Noise(burst_steps=(8, 3)), "burst_steps is (8, 3)"),
         (lambda: Noise(white=()), "noise.white is empty"),
-        (lambda: EvaluateConfig("p", "o", execute=4, ensemble=0.1), "ensemble needs execute 1, not 4"),
+        (lambda: EvaluateConfig("p", "o", execute=4, ensemble=0.1), "ensemble needs execute=1, not 4"),
         (lambda: EvaluateConfig("p", "o", renderer="none", settings=EvaluateSettings(videos=1)), "nothing to film"),
         (lambda: DemoConfig(execute=[4, 9]), "execute is 9; it must be a whole number, at least 1 and at most 8"),
-        (lambda: DemoConfig(chains=3, videos=4), "videos is 4"),
         (lambda: TrainConfig("r", DataConfig({"a": 1.0}), max_steps=1, loggers=["csv"]), "loggers is 'csv'"),  # type: ignore[list-item]
     ],
 )  # fmt: skip

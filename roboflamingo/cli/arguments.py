@@ -10,18 +10,18 @@ import argparse
 import dataclasses
 import re
 import sys
+import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from calvin_eval.system.errors import UserError
 from roboflamingo.cli.checks import check_that_keys_act
 from roboflamingo.cli.fields import described, is_switch, keys_of, leaves, required_keys
-from roboflamingo.cli.yaml_files import read_yaml
+from roboflamingo.cli.yaml_files import as_yaml, parse_yaml, read_yaml
 
 Config = TypeVar("Config")
 
@@ -107,9 +107,10 @@ def parse_given(
     parser.add_class_arguments(config_class)
     try:
         files, words = _files_apart(_with_switches(config_class, arguments), config_class)
+        words = list(_with_text_as_text(config_class, words))
         typed = _typed(words)
         _let_typed_limits_win(config_class, files, typed)
-        texts = [word for content in files.values() for word in ("--config", _as_text(content))]
+        texts = [word for content in files.values() for word in ("--config", as_yaml(content))]
         values = _parsed(parser, config_class, files, texts, words)
         if _apply_preset(parser, values):
             values = _parsed(parser, config_class, files, texts, words)
@@ -191,11 +192,6 @@ def _let_typed_limits_win(config_class: type, files: dict[str, Any], typed: dict
                     content.pop(key, None)
 
 
-def _as_text(content: dict[str, Any]) -> str:
-    """YAML on one line that any reader reads alike."""
-    return yaml.safe_dump(content, default_flow_style=True, width=sys.maxsize, sort_keys=False, allow_unicode=True)
-
-
 def _typed(words: Sequence[str]) -> dict[str, str]:
     """The keys among the words of a command line, with what stands after them."""
     following = [*words, ""][1:]
@@ -238,6 +234,35 @@ def _with_switches(config_class: type, arguments: Sequence[str]) -> list[str]:
         f"{word}=true" if word in switches and after.startswith("-") else word
         for word, after in zip(arguments, following, strict=True)
     ]
+
+
+def _with_text_as_text(config_class: type, words: Sequence[str]) -> Iterator[str]:
+    """The words, with the texts inside of typed mappings and lists in quotes.
+
+    Raises:
+        UserError: such a value is no YAML. Names the key.
+    """
+    kinds = {f"--{key}": kind for key, kind in keys_of(config_class).items() if typing.get_origin(kind) in CONTAINERS}
+    before = ""
+    for word in words:
+        option, equals, value = word.partition("=")
+        key = option if equals else before
+        if key in kinds and (equals or not word.startswith("--")):
+            quoted = _quoted(key, value if equals else word, kinds[key])
+            yield f"{option}={quoted}" if equals else quoted
+        else:
+            yield word
+        before = word
+
+
+def _quoted(key: str, text: str, kind: Any) -> str:
+    try:
+        return as_yaml(parse_yaml(text, kind)) if text.lstrip()[:1] in ("{", "[") else text
+    except UserError as error:
+        raise UserError(f"{key.removeprefix('--')} is {text}: {error}") from None
+
+
+CONTAINERS = (dict, list, tuple)
 
 
 def at_home(value: Any) -> Any:
@@ -294,7 +319,7 @@ def _file_at_fault(parser: ArgumentParser, files: dict[str, Any], message: str) 
     """The configuration file that causes the same error alone."""
     for name, content in files.items():
         try:
-            parser.parse_args(["--config", _as_text(content)])
+            parser.parse_args(["--config", as_yaml(content)])
         except argparse.ArgumentError as error:
             if str(error) == message:
                 return name

@@ -22,7 +22,7 @@ from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import read_lines, write_json, write_text
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.machine import cores, matmul_gflops, processor
-from calvin_eval.system.ranges import ABOVE_ZERO, COUNT, SEED, Range, check_ranges
+from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, SEED, Range, check_ranges
 from roboflamingo.cli import evaluate as evaluate_verb
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
 from roboflamingo.cli.collect import acting_first
@@ -112,7 +112,7 @@ class DemoConfig:
             devices=COUNT,
             chains=Range(1, CHAINS),
             execute=chunk,
-            videos=Range(0, self.chains),
+            videos=AMOUNT,
             seed=SEED,
             workers=COUNT,
         )
@@ -300,7 +300,7 @@ def _evaluate(config: DemoConfig, policy: Path) -> dict[str, Any]:
                 settings=EvaluateSettings(
                     chains=config.chains,
                     leash=config.leash,
-                    videos=config.videos if execute == 1 else 0,
+                    videos=min(config.videos, config.chains) if execute == 1 else 0,
                     seed=config.seed,
                 ),
                 execute=execute,

@@ -58,7 +58,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_ranges(self, execute=COUNT, ensemble=AMOUNT, workers=COUNT, batch=COUNT)
         if self.ensemble is not None and self.execute != 1:
-            raise UserError(f"a temporal ensemble predicts at every step: ensemble needs execute 1, not {self.execute}")
+            raise UserError(f"a temporal ensemble predicts at every step: ensemble needs execute=1, not {self.execute}")
         if self.settings.videos and self.renderer == "none":
             raise UserError(
                 f"settings.videos is {self.settings.videos}, but renderer none draws nothing to film; choose another"

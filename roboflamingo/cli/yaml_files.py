@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import typing
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,9 @@ def parse_yaml(text: str, kind: Any) -> Any:
     Raises:
         UserError: it is damaged, has a key twice, or is no mapping although the type is a dataclass.
     """
-    loader = Loader(text)
+    loader = None
     try:
+        loader = Loader(text)
         node = loader.get_single_node()
         if node is None and dataclasses.is_dataclass(kind):
             return {}
@@ -91,13 +93,31 @@ def parse_yaml(text: str, kind: Any) -> Any:
             raise
         raise UserError(f"no YAML: {error}") from None  # a number or an anchor that PyYAML cannot make
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
+
+
+def as_yaml(value: Any) -> str:
+    """A value on one line that every reader reads alike: text stands in quotes."""
+    return yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=sys.maxsize, sort_keys=False)
+
+
+class Dumper(yaml.SafeDumper):
+    """PyYAML's, with all text in quotes, as readers differ in what they take for a number."""
+
+
+Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
 
 
 def _value(loader: Loader, node: yaml.Node, kind: Any) -> Any:
     """A node as a value; `kind` only decides what is text."""
     if isinstance(node, yaml.MappingNode):
         return _mapping(loader, node, kind)
+    if any(dataclasses.is_dataclass(member) for member in members(kind)):
+        if node.tag != NULL:
+            said = node.value if isinstance(node, yaml.ScalarNode) else "a list"
+            raise UserError(f"line {node.start_mark.line + 1}: {said} stands where keys belong")
+        return {}
     arguments = [typing.get_args(member) for member in members(kind) if typing.get_origin(member) in (list, tuple)]
     if isinstance(node, yaml.SequenceNode) and arguments:
         return [_value(loader, child, arguments[0][0]) for child in node.value]
