@@ -30,6 +30,7 @@ from calvin_eval.system.errors import UserError
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.machine import cores
 from calvin_eval.system.processes import run_jobs
+from calvin_eval.system.ranges import COUNT, SEED, check_ranges
 from calvin_eval.tasks import TASKS
 from calvin_eval.world.playtable import PlayTable
 
@@ -59,11 +60,13 @@ class CollectSettings:
     episode: EpisodeSettings = field(default_factory=EpisodeSettings)
 
     def __post_init__(self) -> None:
-        for scene in (*self.scenes, self.validation_scene):
-            if scene not in SCENES:
-                raise ValueError(f"scene {scene!r} does not exist; scenes are {', '.join(SCENES)}, several as 'ABC'")
-        if self.episodes < 1 or self.validation_episodes < 1:
-            raise ValueError("episodes and validation_episodes must be at least 1")
+        check_ranges(self, "settings", episodes=COUNT, validation_episodes=COUNT, seed=SEED)
+        check_scenes("settings.scenes", self.scenes)
+        check_scenes("settings.validation_scene", self.validation_scene, most=1)
+        if self.episodes < len(self.scenes):
+            raise UserError(
+                f"settings.episodes is {self.episodes}, too few for the {len(self.scenes)} scenes {self.scenes}"
+            )
 
     @property
     def name(self) -> str:
@@ -79,6 +82,17 @@ class CollectSettings:
         if split == "validation":
             return self.validation_scene
         return self.scenes[episode * len(self.scenes) // self.episodes]
+
+
+def check_scenes(key: str, scenes: str, most: int = len(SCENES)) -> None:
+    """Makes sure that a text names scenes, each once.
+
+    Raises:
+        UserError: it does not. Names the key.
+    """
+    if not scenes or set(scenes) - set(SCENES) or len(set(scenes)) < len(scenes) or len(scenes) > most:
+        several = ", several as in ABC, each once" if most > 1 else ", one of them"
+        raise UserError(f"{key} is {scenes!r}; scenes are {', '.join(SCENES)}{several}")
 
 
 def collect(

@@ -20,6 +20,7 @@ from calvin_eval.protocol import ACTION_SIZE, Env, Observation, Policy, check_ac
 from calvin_eval.segments import Segment
 from calvin_eval.starts import possible, start_for
 from calvin_eval.system.errors import UserError
+from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, PROBABILITY, Range, check_ranges
 from calvin_eval.tasks import TASKS
 
 GRIPPER = ACTION_SIZE - 1
@@ -40,6 +41,14 @@ class Noise:
     burst_rate: float = 0.04
     burst_steps: tuple[int, int] = (3, 8)
     flip_rate: float = 0.004
+
+    def __post_init__(self) -> None:
+        here = "settings.episode.noise"
+        check_ranges(self, here, white=AMOUNT, burst_rate=PROBABILITY, burst_steps=COUNT, flip_rate=PROBABILITY)
+        if not self.white:
+            raise UserError(f"{here}.white is empty; (0,) is no white noise")
+        if len(self.burst_steps) != 2 or self.burst_steps[0] > self.burst_steps[1]:
+            raise UserError(f"{here}.burst_steps is {self.burst_steps}; it is the shortest burst and the longest")
 
 
 NO_NOISE = Noise(white=(0.0,), burst_rate=0.0, flip_rate=0.0)
@@ -90,6 +99,9 @@ class EpisodeSettings:
     noise: Noise = field(default_factory=Noise)
     render: bool = True
     leash: float | None = 0.05
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "settings.episode", tasks=COUNT, max_steps=Range(2), leash=ABOVE_ZERO)
 
 
 class _Acting:

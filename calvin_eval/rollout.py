@@ -22,6 +22,7 @@ from calvin_eval.instructions import SPLITS, sentences
 from calvin_eval.metrics import ChainResult
 from calvin_eval.protocol import Env, Info, Memory, Observation, Policy, check_actions
 from calvin_eval.system.errors import UserError
+from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, SEED, Range, check_ranges
 from calvin_eval.tasks import TASKS
 from calvin_eval.video import Clip
 
@@ -48,16 +49,13 @@ class EvaluateSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.chains <= CHAINS:
-            raise ValueError(f"chains must be in 1..{CHAINS}, not {self.chains}")
+        check_ranges(
+            self, "settings", chains=Range(1, CHAINS), max_steps=COUNT, leash=ABOVE_ZERO, videos=AMOUNT, seed=SEED
+        )
         if self.sentences not in SPLITS:
-            raise ValueError(f"sentences must be one of {', '.join(SPLITS)}, not {self.sentences!r}")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps must be at least 1, not {self.max_steps}")
-        if self.leash is not None and self.leash <= 0:
-            raise ValueError(f"leash must be longer than 0 m, not {self.leash}; null goes without one")
-        if self.videos < 0:
-            raise ValueError(f"videos must be at least 0, not {self.videos}")
+            raise UserError(f"settings.sentences must be one of {', '.join(SPLITS)}, not {self.sentences!r}")
+        if self.videos > self.chains:
+            raise UserError(f"settings.videos is {self.videos}, but there are only {self.chains} chains to film")
 
 
 def run_chains(

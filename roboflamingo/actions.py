@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from calvin_eval.protocol import MAX_REL_ORN, MAX_REL_POS
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.ranges import ABOVE_ZERO, FINITE, check_ranges
 
 ActionKind = Literal["relative", "absolute", "tcp_relative"]
 
@@ -37,8 +39,9 @@ class Statistics:
 
     def __post_init__(self) -> None:
         self.centre, self.scale = tuple(self.centre), tuple(self.scale)
-        if len(self.centre) != len(self.scale) or not all(value > 0 for value in self.scale):
-            raise ValueError(f"statistics need equally many centres and positive scales: {self}")
+        check_ranges(self, "policy.statistics", centre=FINITE, scale=ABOVE_ZERO)
+        if len(self.centre) != len(self.scale):
+            raise UserError(f"statistics need equally many centres and scales: {self}")
 
     def normalise(self, x: Tensor) -> Tensor:
         """(..., n) -> (..., n)."""

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.ranges import AMOUNT, BELOW_ONE, COUNT, check_ranges
 from roboflamingo.actions import ActionKind, Statistics, action_space
 from roboflamingo.backbone import BackboneConfig, Flamingo, Text
 from roboflamingo.backbone.language import words_of
@@ -73,16 +75,23 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         self.vectors = tuple(self.vectors)
-        if self.window < 1 or self.chunk < 1:
-            raise ValueError(f"policy.window and policy.chunk must be at least 1, not {self.window} and {self.chunk}")
-        if self.state not in STATE_SIZES:
-            raise ValueError(f"policy.state {self.state!r} does not exist; choose one of {', '.join(STATE_SIZES)}")
-        if not 0 <= self.word_dropout < 1:
-            raise ValueError(f"policy.word_dropout is a share below 1, not {self.word_dropout}")
+        check_ranges(
+            self,
+            "policy",
+            word_dropout=BELOW_ONE,
+            window=COUNT,
+            chunk=COUNT,
+            stride=COUNT,
+            static_size=COUNT,
+            gripper_size=COUNT,
+            static_shift=AMOUNT,
+            gripper_shift=AMOUNT,
+            auxiliary_weight=AMOUNT,
+        )
         for name in ("static_size", "gripper_size"):
             size, patch = getattr(self, name), self.backbone.vision.patch_size
             if size % patch:
-                raise ValueError(f"policy.{name} {size} is no multiple of vision.patch_size {patch}")
+                raise UserError(f"policy.{name} {size} is no multiple of policy.backbone.vision.patch_size {patch}")
 
     @property
     def grows(self) -> bool:
@@ -98,7 +107,7 @@ class PolicyConfig:
 
     def _statistics_of(self, name: str) -> Statistics:
         if name not in self.statistics:
-            raise ValueError(f"policy.statistics has no {name!r}, which policy.vectors names; training fills it in")
+            raise UserError(f"policy.statistics has no {name!r}, which policy.vectors names; training fills it in")
         return self.statistics[name]
 
     def with_words(self, sentences: Iterable[str]) -> PolicyConfig:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.flamingo import BackboneConfig, CrossAttentionConfig, ResamplerConfig
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.vision import VisionConfig
@@ -145,9 +146,9 @@ def preset(name: str, **changed: Any) -> PolicyConfig:
     """A preset's policy, with other values for some of its keys.
 
     Raises:
-        ValueError: there is none of that name.
+        UserError: there is none of that name.
     """
     if name not in PRESETS:
-        raise ValueError(f"backbone.preset {name!r} does not exist; choose one of {', '.join(PRESETS)}")
+        raise UserError(f"backbone.preset {name!r} does not exist; choose one of {', '.join(PRESETS)}")
     config = PRESETS[name]()
     return PolicyConfig(**{key: changed.get(key, value) for key, value in vars(config).items()})

@@ -73,7 +73,6 @@ class Published:
     def config(self, **changed: Any) -> PolicyConfig:
         """A policy that reads them."""
         backbone = BackboneConfig(
-            preset="small",
             weights="published",
             checkpoint=str(self.checkpoint),
             vision=VisionConfig(**vars(VISION) | {"source": str(self.vision), "final_norm": True}),

@@ -118,10 +118,10 @@ def test_perceptrons_after_the_lstm_are_two_with_the_widths_asked_for():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden": 0}, "head.hidden must be at least 1"),
-        ({"dropout": 1.0}, "probability below 1"),
-        ({"bins": 1}, "head.bins must be at least 2"),
-        ({"sample_steps": 200}, "sample_steps 200 is more than train_steps 100"),
+        ({"hidden": 0}, "policy.head.hidden is 0; it must be a whole number, at least 1"),
+        ({"dropout": 1.0}, "policy.head.dropout is 1.0; it must be at least 0 and below 1"),
+        ({"bins": 1}, "policy.head.bins is 1; it must be a whole number, at least 2"),
+        ({"kind": "diffusion", "sample_steps": 200}, "sample_steps is 200, more than train_steps, which is 100"),
         ({"kind": "gpt", "hidden": 30}, "hidden 30 is no multiple of attention_heads 4"),
     ],
 )

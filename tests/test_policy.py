@@ -162,5 +162,5 @@ def test_words_are_left_out_in_training_only_and_never_the_image():
     assert min(lengths) < len(whole) - 1 and len(lengths) > 2
     assert policy.read([SENTENCES[0]]).hidden.shape[1] == len(whole)
     assert any(policy.train().read([SENTENCES[0]]).hidden.shape[1] < len(whole) for _ in range(10))
-    with pytest.raises(ValueError, match=r"word_dropout is a share"):
+    with pytest.raises(ValueError, match=r"word_dropout is"):
         small_policy(word_dropout=1.0)

@@ -8,3 +8,7 @@ class UserError(ValueError):
 
     The command line shows the message alone; any other exception is a fault of ours and shows its traceback.
     """
+
+
+class MissingExtraError(UserError, ImportError):
+    """An optional library is not installed. The message says what needs it, and the command that installs it."""

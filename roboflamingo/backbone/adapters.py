@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calvin_eval.system.errors import UserError
+from calvin_eval.system.errors import MissingExtraError
+from calvin_eval.system.ranges import AMOUNT, BELOW_ONE, COUNT, check_ranges
 
 
 @dataclass
@@ -25,6 +26,9 @@ class LoRAConfig:
     vision: int = 0
     scale: int = 2
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "policy.backbone.lora", language=AMOUNT, vision=AMOUNT, scale=COUNT, dropout=BELOW_ONE)
 
 
 class Adapter(nn.Module):
@@ -49,12 +53,12 @@ def add_lora(module: nn.Module, rank: int, config: LoRAConfig) -> None:
     frozen matrix and takes it away again at every step, after which it is no longer quite the same.
 
     Raises:
-        UserError: the peft package is missing.
+        MissingExtraError: the peft package is missing.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise UserError(f"backbone.lora needs peft ({error}): pip install 'roboflamingo[lora]'") from error
+        raise MissingExtraError("backbone.lora needs the peft package: pip install 'roboflamingo[lora]'") from error
     whole = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention))
     linear = [
         name for name, part in module.named_modules() if isinstance(part, nn.Linear) and not name.startswith(whole)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from calvin_eval.system.errors import UserError
+from calvin_eval.system.ranges import AMOUNT, COUNT, FINITE, check_ranges
 from roboflamingo.backbone.adapters import Adapter, LoRAConfig, add_lora
 from roboflamingo.backbone.attention import GatedCrossAttentionBlock, PerceiverResampler
 from roboflamingo.backbone.decoders import DECODERS, language_model
@@ -43,6 +44,9 @@ class ResamplerConfig:
     head_width: int = 32
     separate: bool = True
 
+    def __post_init__(self) -> None:
+        check_ranges(self, "policy.backbone.resampler", latents=COUNT, depth=COUNT, heads=COUNT, head_width=COUNT)
+
 
 @dataclass
 class CrossAttentionConfig:
@@ -62,6 +66,9 @@ class CrossAttentionConfig:
     head_width: int = 32
     gate: float = 1.0
     residual: bool = False
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "policy.backbone.cross_attention", every=COUNT, heads=COUNT, head_width=COUNT, gate=FINITE)
 
 
 @dataclass
@@ -98,8 +105,39 @@ class BackboneConfig:
     lora: LoRAConfig = field(default_factory=LoRAConfig)
 
     def __post_init__(self) -> None:
+        check_ranges(self, "policy.backbone", adapter_width=AMOUNT)
+        self._check_preset()
+        if self.weights == "random":  # the layers of published models are known when their folder is read
+            self.check_that_it_sees()
         if self.resampler.separate and self.fusion in ("pre", "static_only"):
             self.resampler = replace(self.resampler, separate=False)  # these resample but once
+
+    def check_that_it_sees(self) -> None:
+        """Makes sure that a layer that runs has cross-attention.
+
+        Raises:
+            UserError: none has.
+        """
+        run = self.language.layers - (self.language.output == "penultimate")
+        if self.cross_attention.every > run:
+            raise UserError(
+                f"policy.backbone.cross_attention.every is {self.cross_attention.every}, but only {run} language "
+                f"layers run, so that none would look at an image; it must be at least 1 and at most {run}"
+            )
+
+    def _check_preset(self) -> None:
+        """Makes sure that a preset's name does not stand alone, where it would change nothing."""
+        from roboflamingo.presets import PRESETS  # which are made of this class
+
+        if self.preset not in PRESETS:
+            raise UserError(
+                f"policy.backbone.preset {self.preset!r} does not exist; choose one of {', '.join(PRESETS)}"
+            )
+        if self.preset != "tiny" and (self.vision == VisionConfig() or self.language == LanguageConfig()):
+            raise UserError(
+                f"BackboneConfig(preset={self.preset!r}) has the sizes of tiny, as a name alone changes nothing; in "
+                f"Python, roboflamingo.presets.preset({self.preset!r}) makes the whole policy"
+            )
 
 
 class Text(NamedTuple):
@@ -187,6 +225,7 @@ class Flamingo(nn.Module):
         self, config: BackboneConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, empty: bool = False
     ) -> None:
         super().__init__()
+        config.check_that_it_sees()
         self.config = config
         vision, language, resampler = config.vision, config.language, config.resampler
         tokenizer = word_tokenizer(language.words) if tokenizer is None else tokenizer

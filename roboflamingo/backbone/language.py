@@ -12,6 +12,9 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.ranges import COUNT, Range, check_ranges
+
 IMAGE, END, PAD, UNKNOWN = "<image>", "<|endofchunk|>", "<PAD>", "<unk>"
 SPECIAL = (PAD, UNKNOWN, IMAGE, END)
 
@@ -55,10 +58,12 @@ class LanguageConfig:
 
     def __post_init__(self) -> None:
         self.words = tuple(self.words)
+        here, shortest = "policy.backbone.language", Range(3)  # image, a word, end
+        check_ranges(self, here, width=COUNT, layers=COUNT, heads=COUNT, vocabulary=COUNT, max_tokens=shortest)
         if self.width % self.heads:
-            raise ValueError(f"language.width {self.width} is no multiple of heads {self.heads}")
+            raise UserError(f"{here}.width {self.width} is no multiple of heads {self.heads}")
         if self.output == "penultimate" and self.layers < 2:
-            raise ValueError("language.output penultimate needs at least 2 layers")
+            raise UserError(f"{here}.output penultimate needs at least 2 layers")
 
 
 def words_of(sentences: Iterable[str]) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.ranges import AMOUNT, COUNT, check_ranges
 from roboflamingo.backbone.attention import attend
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -48,12 +50,16 @@ class VisionConfig:
     final_norm: bool = False
 
     def __post_init__(self) -> None:
+        here = "policy.backbone.vision"
+        check_ranges(self, here, image_size=COUNT, patch_size=COUNT, width=COUNT, layers=AMOUNT, heads=COUNT)
         if self.image_size % self.patch_size:
-            raise ValueError(f"vision.image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+            raise UserError(f"{here}.image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
         if self.width % self.heads:
-            raise ValueError(f"vision.width {self.width} is no multiple of heads {self.heads}")
+            raise UserError(f"{here}.width {self.width} is no multiple of heads {self.heads}")
         if self.stem and self.patch_size not in (8, 16):
-            raise ValueError(f"a convolutional stem needs vision.patch_size 8 or 16, not {self.patch_size}")
+            raise UserError(
+                f"{here}.stem needs patch_size 8 or 16, not {self.patch_size}; change it, or set stem to false"
+            )
 
 
 class Block(ResidualAttentionBlock):

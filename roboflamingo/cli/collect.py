@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from calvin_eval.check import check_demonstrators, print_check
-from calvin_eval.collect import CollectSettings, collect
+from calvin_eval.collect import CollectSettings, check_scenes, collect
 from calvin_eval.protocol import Policy
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.provenance import fingerprint
-from roboflamingo.cli.arguments import parse_config, shown_without_traceback
-from roboflamingo.cli.policies import open_policy
+from calvin_eval.system.ranges import COUNT, check_ranges
+from roboflamingo.cli.arguments import Given, parse_given
+from roboflamingo.cli.policies import EXPERT, check_policy, open_policy
 
 EXAMPLES = """
 roboflamingo collect --out data --settings.scenes D --settings.episodes 800
 roboflamingo collect --out data --settings.scenes ABC --settings.episodes 6000      # CALVIN's ABC->D
-roboflamingo collect --out data/round2 --policy runs/demo/train/policy              # DAgger: the policy acts first
+roboflamingo collect --out data/round2 --policy runs/demo/train1/policy             # DAgger: the policy acts first
 roboflamingo collect --check --starts 50                                            # how good the demonstrators are
 """
 
@@ -49,17 +50,22 @@ class CollectConfig:
     starts: int = 50
     scenes: str = "ABCD"
 
+    def __post_init__(self) -> None:
+        check_ranges(self, workers=COUNT, execute=COUNT, starts=COUNT)
+        check_scenes("scenes", self.scenes)
+
 
 def main(arguments: Sequence[str]) -> None:
     """Records or checks."""
     summary = "Records demonstrations as a CALVIN data set; a collection that was killed is continued."
-    config = parse_config(CollectConfig, "collect", arguments, summary=summary, examples=EXAMPLES)
-    with shown_without_traceback("collect", ValueError, FileNotFoundError):
-        if config.check:
-            print_check(check_demonstrators(config.scenes, config.starts, workers=config.workers))
-            return
-        maker, about = (None, None) if config.policy is None else acting_first(config.policy, config.execute)
-        collect(Path(config.out), config.settings, workers=config.workers, make_policy=maker, about=about)
+    given = parse_given(CollectConfig, "collect", arguments, summary=summary, examples=EXAMPLES)
+    check_keys(given)
+    config = given.config
+    if config.check:
+        print_check(check_demonstrators(config.scenes, config.starts, workers=config.workers))
+        return
+    maker, about = (None, None) if config.policy is None else acting_first(config.policy, config.execute)
+    collect(Path(config.out), config.settings, workers=config.workers, make_policy=maker, about=about)
 
 
 def acting_first(folder: str, execute: int) -> tuple[partial[Policy], dict[str, Any]]:
@@ -70,9 +76,28 @@ def acting_first(folder: str, execute: int) -> tuple[partial[Policy], dict[str, 
         execute: E, the actions of a chunk that it executes.
 
     Raises:
-        UserError: there is no such folder.
+        FileNotFoundError, UserError: there is no policy that can be run so; see `check_policy`.
     """
-    if not Path(folder).is_dir():
-        raise UserError(f"--policy {folder} is no folder of a policy; give one that `roboflamingo train` has saved")
+    if folder == EXPERT:
+        raise UserError(f"policy is {EXPERT}; the demonstrators act in any case, so leave it out")
+    check_policy(folder, execute, None, "cpu")
     about = {"policy": fingerprint(Path(folder)), "execute": execute}
     return partial(open_policy, folder, execute), about
+
+
+def check_keys(given: Given[CollectConfig]) -> None:
+    """Refuses keys of the check without it, and those of a collection beside it.
+
+    Raises:
+        UserError: there is one. Names the key that was meant.
+    """
+    if given.config.check:
+        for key in sorted(given.typed):
+            if key in ("out", "policy", "execute") or key.startswith("settings."):
+                raise UserError(f"--{key} does nothing beside --check, which has --starts and --scenes")
+        return
+    for key, meant in (("scenes", "--settings.scenes"), ("starts", "--settings.episodes")):
+        if key in given.changed:
+            raise UserError(f"--{key} is of --check; what is recorded is up to {meant}")
+    if given.config.policy is None and "execute" in given.changed:
+        raise UserError("--execute is of the policy that acts first; name it with --policy, or leave it out")

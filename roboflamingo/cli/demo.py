@@ -12,6 +12,7 @@ from typing import Any, Literal
 import yaml
 from rich.console import Console
 
+from calvin_eval.chains import CHAINS
 from calvin_eval.collect import SPLITS, CollectSettings, collect
 from calvin_eval.demonstrations import EpisodeSettings
 from calvin_eval.evaluate import EvaluateSettings
@@ -21,6 +22,7 @@ from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import read_lines, write_json, write_text
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.machine import cores, matmul_gflops, processor
+from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, SEED, Range, check_ranges
 from roboflamingo.cli import evaluate as evaluate_verb
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
 from roboflamingo.cli.collect import acting_first
@@ -50,9 +52,7 @@ class Round:
     steps: int
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value < 1:
-                raise UserError(f"rounds: {name} is {value}; it must be at least 1")
+        check_ranges(self, "rounds", episodes=COUNT, steps=COUNT)
 
 
 @dataclass
@@ -101,6 +101,21 @@ class DemoConfig:
     def __post_init__(self) -> None:
         if not self.rounds:
             raise UserError("rounds is empty; give at least one, as {episodes: 900, steps: 6700}")
+        chunk = Range(1, self.policy.chunk)
+        check_ranges(
+            self,
+            tasks_in_a_row=COUNT,
+            max_steps=Range(2),
+            validation_episodes=COUNT,
+            leash=ABOVE_ZERO,
+            batch_size=COUNT,
+            devices=COUNT,
+            chains=Range(1, CHAINS),
+            execute=chunk,
+            videos=AMOUNT,
+            seed=SEED,
+            workers=COUNT,
+        )
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -285,7 +300,7 @@ def _evaluate(config: DemoConfig, policy: Path) -> dict[str, Any]:
                 settings=EvaluateSettings(
                     chains=config.chains,
                     leash=config.leash,
-                    videos=config.videos if execute == 1 else 0,
+                    videos=min(config.videos, config.chains) if execute == 1 else 0,
                     seed=config.seed,
                 ),
                 execute=execute,

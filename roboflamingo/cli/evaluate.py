@@ -10,13 +10,15 @@ from typing import Literal
 
 from calvin_eval.evaluate import EvaluateSettings, evaluate
 from calvin_eval.report import print_table
-from roboflamingo.cli.arguments import parse_config, shown_without_traceback
-from roboflamingo.cli.policies import check_policy, make_env, open_policy, policy_facts
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.ranges import AMOUNT, COUNT, check_ranges
+from roboflamingo.cli.arguments import parse_given
+from roboflamingo.cli.policies import EXPERT, check_policy, make_env, open_policy, policy_facts
 
 EXAMPLES = """
-roboflamingo evaluate --policy runs/demo/train/policy --out runs/demo/chains --settings.chains 100
-roboflamingo evaluate --policy runs/demo/train/policy --out runs/open --execute 8           # open loop
-roboflamingo evaluate --policy runs/demo/train/policy --out runs/mean --ensemble 0.01       # temporal ensemble
+roboflamingo evaluate --policy runs/demo/train1/policy --out runs/demo/again --settings.chains 100
+roboflamingo evaluate --policy runs/demo/train1/policy --out runs/open --execute 8           # open loop
+roboflamingo evaluate --policy runs/demo/train1/policy --out runs/mean --ensemble 0.01       # temporal ensemble
 roboflamingo evaluate --policy expert --out runs/expert --settings.chains 100 --renderer none
 """
 
@@ -53,13 +55,24 @@ class EvaluateConfig:
     batch: int = 8
     fresh: bool = False
 
+    def __post_init__(self) -> None:
+        check_ranges(self, execute=COUNT, ensemble=AMOUNT, workers=COUNT, batch=COUNT)
+        if self.ensemble is not None and self.execute != 1:
+            raise UserError(f"a temporal ensemble predicts at every step: ensemble needs execute=1, not {self.execute}")
+        if self.settings.videos and self.renderer == "none":
+            raise UserError(
+                f"settings.videos is {self.settings.videos}, but renderer none draws nothing to film; choose another"
+            )
+
 
 def main(arguments: Sequence[str]) -> None:
     """Evaluates and prints the table."""
     summary = "Runs CALVIN's chains of five tasks with a policy; an evaluation that was killed is continued."
-    config = parse_config(EvaluateConfig, "evaluate", arguments, summary=summary, examples=EXAMPLES)
-    with shown_without_traceback("evaluate", ValueError, FileNotFoundError):
-        results = run(config)
+    given = parse_given(EvaluateConfig, "evaluate", arguments, summary=summary, examples=EXAMPLES)
+    config = given.config
+    if config.policy == EXPERT and (idle := sorted(given.typed & {"execute", "ensemble", "device"})):
+        raise UserError(f"--{idle[0]} does nothing with {EXPERT}, which predicts no chunks and needs no device")
+    results = run(config)
     print_table({config.policy: results})
     print(f"results in {Path(config.out) / 'results.json'}")
 
@@ -72,7 +85,7 @@ def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
         UserError: the policy cannot be run so (see `check_policy`); the folder holds an evaluation of something else,
             and `fresh` is off (see `evaluate`).
     """
-    shape = check_policy(config.policy, config.execute, config.ensemble, config.device)
+    shape = check_policy(config.policy, config.execute, config.ensemble, config.device, config.renderer)
     ways = (config.policy, config.execute, config.ensemble, config.scene, config.device, config.batch)
     return evaluate(
         partial(make_env, config.scene, config.renderer),

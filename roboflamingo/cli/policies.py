@@ -48,7 +48,9 @@ def open_policy(
     return PolicyController(load_policy(Path(folder), device), execute, ensemble, rows=rows)
 
 
-def check_policy(folder: str, execute: int, ensemble: float | None, device: str) -> dict[str, Any]:
+def check_policy(
+    folder: str, execute: int, ensemble: float | None, device: str, renderer: str = "panda3d"
+) -> dict[str, Any]:
     """Makes sure, before any process is started, that a policy can be run so. Its weights are not read.
 
     Returns:
@@ -70,6 +72,8 @@ def check_policy(folder: str, execute: int, ensemble: float | None, device: str)
             raise FileNotFoundError(f"{folder} holds no policy ({name} is missing); train one, or give {EXPERT}")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device is cuda, and torch finds no GPU here: choose cpu")
+    if renderer == "none":
+        raise UserError(f"renderer is none, but {folder} is a policy that sees; only {EXPERT} acts without images")
     config = read_config(Path(folder) / CONFIG)
     check_execution(config, execute, ensemble)
     return {"window": config.window, "stride": config.stride}

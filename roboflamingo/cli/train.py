@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from roboflamingo.cli.arguments import parse_config, shown_without_traceback
-from roboflamingo.data.annotations import DataError
-from roboflamingo.training.config import ConfigError, TrainConfig
+from calvin_eval.system.errors import UserError
+from roboflamingo.checkpoint import CONFIG, read_config
+from roboflamingo.cli.arguments import Given, parse_given
+from roboflamingo.cli.fields import leaves
+from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.train import TrainingStopped, train
 
 EXAMPLES = """
@@ -22,9 +25,34 @@ roboflamingo train --config configs/train_tiny.yaml --run runs/stop --validate_e
 def main(arguments: Sequence[str]) -> None:
     """Trains, and after SIGTERM or Ctrl-C leaves with the status that shells give to that signal."""
     summary = "Trains a policy on CALVIN data sets; a run that was stopped or killed is continued."
-    config = parse_config(TrainConfig, "train", arguments, summary=summary, examples=EXAMPLES)
+    given = parse_given(TrainConfig, "train", arguments, summary=summary, examples=EXAMPLES)
+    check_start(given)
     try:
-        with shown_without_traceback("train", DataError, ConfigError, FileNotFoundError):
-            train(config)
+        train(given.config)
     except TrainingStopped as stopped:
         raise SystemExit(128 + stopped.signal) from None
+
+
+FILLED_IN = frozenset({"policy.statistics", "policy.stride", "policy.backbone.language.words"})
+"""Keys that training fills in from its data."""
+
+
+def check_start(given: Given[TrainConfig]) -> None:
+    """Makes sure that nobody asks for another policy than the one that training starts from.
+
+    Raises:
+        UserError: `start_from` holds no policy, or a key was given that differs from its policy's. Names the key.
+    """
+    start = given.config.start_from
+    if start is None:
+        return
+    if not (Path(start) / CONFIG).is_file():
+        raise UserError(f"start_from {start} holds no policy: {CONFIG} is missing")
+    theirs = dict(leaves(read_config(Path(start) / CONFIG), "policy."))
+    ours = dict(leaves(given.config.policy, "policy."))
+    for key in sorted((given.keys & theirs.keys()) - FILLED_IN):
+        if ours[key] != theirs[key]:
+            raise UserError(
+                f"{key} is {ours[key]}, but training starts from {start}, where it is {theirs[key]} and stays so; "
+                "leave the key out, or train without start_from"
+            )

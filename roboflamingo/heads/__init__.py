@@ -19,5 +19,5 @@ def build_head(config: HeadConfig, features: int, chunk: int, window: int) -> He
         UserError: no head of that name is registered.
     """
     if config.kind not in HEADS:
-        raise UserError(f"head.kind {config.kind!r} does not exist; choose one of {', '.join(sorted(HEADS))}")
+        raise UserError(f"policy.head.kind {config.kind!r} does not exist; choose one of {', '.join(sorted(HEADS))}")
     return HEADS[config.kind](config, features, chunk, window)

@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.ranges import AMOUNT, BELOW_ONE, COUNT, Range, check_ranges
+
 POSE = 6
 ACTION = POSE + 1
 
@@ -80,16 +83,42 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         self.perceptrons = tuple(self.perceptrons)
-        counts = ("hidden", "layers", "attention_heads", "denoiser_layers", "train_steps", "sample_steps")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"head.{name} must be at least 1, not {getattr(self, name)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"head.dropout is a probability below 1, not {self.dropout}")
-        if self.bins < 2:
-            raise ValueError(f"head.bins must be at least 2, not {self.bins}")
-        if self.sample_steps > self.train_steps:
-            raise ValueError(f"head.sample_steps {self.sample_steps} is more than train_steps {self.train_steps}")
+        check_ranges(
+            self,
+            "policy.head",
+            hidden=COUNT,
+            layers=COUNT,
+            attention_heads=COUNT,
+            dropout=BELOW_ONE,
+            perceptrons=COUNT,
+            pose_beta=AMOUNT,
+            gripper_weight=AMOUNT,
+            denoiser_layers=COUNT,
+            train_steps=COUNT,
+            sample_steps=COUNT,
+            bins=Range(2),
+        )
+        if self.kind == "diffusion" and self.sample_steps > self.train_steps:
+            raise UserError(
+                f"policy.head.sample_steps is {self.sample_steps}, more than train_steps, which is {self.train_steps}"
+            )
+
+
+REGRESSING = ("lstm", "gpt", "mlp", "mlp_history")
+DENOISING = ("diffusion", "flow")
+USED_BY: dict[str, tuple[str, ...]] = {
+    "layers": ("lstm", "gpt", "bins", *DENOISING),
+    "attention_heads": ("gpt",),
+    "dropout": ("lstm", "gpt", "bins", *DENOISING),
+    "perceptrons": REGRESSING,
+    "pose_beta": REGRESSING,
+    "gripper_weight": (*REGRESSING, "bins"),
+    "denoiser_layers": DENOISING,
+    "train_steps": ("diffusion",),
+    "sample_steps": DENOISING,
+    "bins": ("bins",),
+}
+"""Which kinds of head use a key of `HeadConfig`; one that is not here is used by all of them."""
 
 
 class Head(nn.Module, ABC):

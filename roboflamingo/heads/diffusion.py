@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calvin_eval.system.errors import MissingExtraError
 from roboflamingo.heads.base import Draws, HeadConfig, register_head
 from roboflamingo.heads.denoising import DenoisingHead
 
@@ -16,7 +17,7 @@ class DiffusionHead(DenoisingHead):
     """The denoiser predicts the noise; acting takes `sample_steps` deterministic steps (DDIM) from given noise.
 
     Raises:
-        ImportError: diffusers is not installed.
+        MissingExtraError: diffusers is not installed.
     """
 
     def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
@@ -24,7 +25,7 @@ class DiffusionHead(DenoisingHead):
         try:
             from diffusers import DDIMScheduler
         except ImportError as error:
-            raise ImportError(
+            raise MissingExtraError(
                 "head.kind diffusion needs the diffusers package: pip install 'roboflamingo[diffusion]'"
             ) from error
         schedule: Any = DDIMScheduler(

@@ -20,7 +20,9 @@ class GPTHead(RegressionHead):
     def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
         super().__init__(config, features, chunk, window)
         if config.hidden % config.attention_heads:
-            raise UserError(f"head.hidden {config.hidden} is no multiple of attention_heads {config.attention_heads}")
+            raise UserError(
+                f"policy.head.hidden {config.hidden} is no multiple of attention_heads {config.attention_heads}"
+            )
         self.input = nn.Linear(features, config.hidden)
         self.position_embedding = nn.Parameter(0.02 * torch.randn(window, config.hidden))
         layer = nn.TransformerEncoderLayer(

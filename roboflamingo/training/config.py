@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from calvin_eval.system.errors import UserError
+from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, BELOW_ONE, COUNT, INSIDE_ONE, SEED, SHARE, check_ranges
 from roboflamingo.policy import PolicyConfig
 
 
@@ -41,6 +42,20 @@ class DataConfig:
     out_of_range: Literal["error", "clip"] = "error"
     workers: int = 0
     pack_processes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            "data",
+            ConfigError,
+            folders=ABOVE_ZERO,
+            stride=COUNT,
+            fraction=SHARE,
+            workers=AMOUNT,
+            pack_processes=COUNT,
+        )
+        if not self.folders:
+            raise ConfigError("data.folders is empty; name at least one CALVIN data set and its weight, 1.0")
 
 
 @dataclass
@@ -83,15 +98,25 @@ class OptimizerConfig:
     ema: float | None = None
 
     def __post_init__(self) -> None:
+        check_ranges(
+            self,
+            "optimizer",
+            ConfigError,
+            learning_rate=AMOUNT,
+            reference_batch=COUNT,
+            cycles=COUNT,
+            warmup_steps=AMOUNT,
+            weight_decay=AMOUNT,
+            beta1=BELOW_ONE,
+            beta2=BELOW_ONE,
+            clip=ABOVE_ZERO,
+            ema=INSIDE_ONE,
+        )
         if (self.scale_with == "batch") != (self.reference_batch is not None):
             raise ConfigError(
                 f"optimizer.scale_with is {self.scale_with} and optimizer.reference_batch {self.reference_batch}; "
                 "set scale_with to batch and reference_batch to the windows that learning_rate is meant for, or neither"
             )
-        for name in ("reference_batch", "cycles"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"optimizer.{name} is {value}; it must be at least 1")
 
 
 @dataclass
@@ -114,6 +139,9 @@ class TrainableConfig:
     vision: bool = False
     language: bool = False
 
+    def __post_init__(self) -> None:
+        check_ranges(self, "trainable", ConfigError, cross_attention=AMOUNT)
+
 
 @dataclass
 class WandbConfig:
@@ -126,6 +154,9 @@ class WandbConfig:
 
     project: str = "roboflamingo"
     mode: Literal["online", "offline"] = "online"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "wandb", ConfigError)
 
 
 @dataclass
@@ -171,6 +202,13 @@ class TrainConfig:
             that moment is kept as epochs/N; None for never.
     """
 
+    ALTERNATIVES: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("max_steps", "max_epochs", "max_minutes"),
+        ("validate_every_steps", "validate_every_minutes"),
+        ("save_every_steps", "save_every_minutes"),
+    )
+    """Keys that stand in for each other: one on the command line replaces the others of a file."""
+
     run: str
     data: DataConfig
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -204,25 +242,38 @@ class TrainConfig:
     snapshot_every_epochs: int | None = None
 
     def __post_init__(self) -> None:
-        if sum(value is not None for value in (self.max_steps, self.max_epochs, self.max_minutes)) != 1:
+        check_ranges(
+            self,
+            "",
+            ConfigError,
+            max_steps=COUNT,
+            max_epochs=ABOVE_ZERO,
+            max_minutes=ABOVE_ZERO,
+            batch_size=COUNT,
+            accumulate=COUNT,
+            seed=SEED,
+            devices=COUNT,
+            nodes=COUNT,
+            log_every_steps=COUNT,
+            validate_every_steps=COUNT,
+            validate_every_minutes=ABOVE_ZERO,
+            validation_windows=AMOUNT,
+            patience=COUNT,
+            min_delta=AMOUNT,
+            save_every_steps=COUNT,
+            snapshot_every_epochs=COUNT,
+            save_every_minutes=ABOVE_ZERO,
+        )
+        limits = {name: getattr(self, name) for name in self.ALTERNATIVES[0] if getattr(self, name) is not None}
+        if not limits:
             raise ConfigError("set one of max_steps, max_epochs and max_minutes, so that training knows when to end")
-        if not 0 < self.data.fraction <= 1:
-            raise ConfigError(f"data.fraction is {self.data.fraction}; it is a share above 0 and up to 1")
-        for name in (
-            "max_steps",
-            "max_epochs",
-            "max_minutes",
-            "batch_size",
-            "accumulate",
-            "devices",
-            "log_every_steps",
-            "patience",
-        ):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} is {value}; it must be positive")
-        if not self.data.folders:
-            raise ConfigError("data.folders is empty; name at least one CALVIN data set and its weight, 1.0")
+        if len(limits) > 1:
+            first, *others = limits
+            raise ConfigError(
+                f"{' and '.join(f'{name} is {value}' for name, value in limits.items())}; set one of max_steps, "
+                f"max_epochs and max_minutes and the others to null, as in --{first} {limits[first]} "
+                f"{' '.join(f'--{name} null' for name in others)}"
+            )
         if self.frozen_precision == "bf16" and self.precision == "fp32":
             raise ConfigError("frozen_precision bf16 needs precision bf16, as fp32 cannot compute with such weights")
         if self.strategy == "fsdp" and self.optimizer.kind == "adamw_8bit":
