@@ -113,7 +113,7 @@ def test_what_other_code_made_is_kept_and_said_and_what_it_began_is_refused(
 ) -> None:
     copy = Path(shutil.copytree(data, tmp_path / data.name))
     other_code(copy)
-    again = partial(collect, tmp_path, SETTINGS, workers=1, make_policy=refuse, about=ABOUT)
+    again = partial(collect, tmp_path, SETTINGS, workers=1, make_policy=refuse, about={**ABOUT, "policy_code": "p"})
     assert again() == copy
     assert "another version of this code made it (ffffffffffffffff, now " in capsys.readouterr().out
     (copy / "validation" / "lang_annotations" / "auto_lang_ann.npy").unlink()

@@ -63,7 +63,10 @@ def copy(folder: Path, to: Path) -> Path:
 def test_a_damaged_piece_is_recorded_again(tmp_path: Path, pieces: Path, whole: dict[str, str]) -> None:
     recorder = Recorder(copy(pieces, tmp_path), "D")
     file = recorder.folder / ".pieces" / "000001" / NOTES
-    for content in damaged(file.read_bytes(), COPIES):
+    original = file.read_bytes()
+    for content in damaged(original, COPIES):
+        if content.split() == original.split():
+            continue  # other white space says the same
         file.write_bytes(content)
         assert [recorder.has(number) for number in range(3)] == [True, False, True]
         with pytest.raises(UserError, match="000001 is damaged"):
