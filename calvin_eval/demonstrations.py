@@ -16,7 +16,7 @@ from calvin_eval.experts import demonstrate
 from calvin_eval.experts.state import State
 from calvin_eval.instructions import sentences
 from calvin_eval.leash import TargetLeash
-from calvin_eval.protocol import ACTION_SIZE, Env, Observation, Policy
+from calvin_eval.protocol import ACTION_SIZE, Env, Observation, Policy, check_returned
 from calvin_eval.segments import Segment
 from calvin_eval.starts import possible, start_for
 from calvin_eval.system.errors import UserError
@@ -110,14 +110,9 @@ class _Acting:
                     f"a policy is to act, and this environment renders nothing ({self._env.renderer}); "
                     "choose a renderer"
                 )
-            actions, (self._memory,) = self._policy.act([observation], [self._memory])
-            shape = np.shape(actions)
-            if len(shape) != 3 or shape[0] != 1 or shape[1] < 1 or shape[2] != ACTION_SIZE:
-                raise UserError(
-                    f"the policy returned actions of shape {shape}; one episode needs (1, K, {ACTION_SIZE}), K >= 1"
-                )
-            if not np.isfinite(actions).all():
-                raise UserError("the policy returned actions that are not finite; its weights may be damaged")
+            actions, memories = self._policy.act([observation], [self._memory])
+            check_returned(actions, memories, 1)
+            (self._memory,) = memories
             self._pending = list(actions[0])
         return self._pending.pop(0)
 
@@ -144,8 +139,8 @@ def demonstrate_task(
             images wherever it looks, also without `settings.render`.
 
     Raises:
-        UserError: the actor returned something else than (1, K, 7) finite actions, K at least 1; or it would have to
-            act blindly, since the environment renders nothing.
+        UserError: the actor returned what a policy must not return, as a chunk of no actions; or it would have to act
+            blindly, since the environment renders nothing.
     """
     segment = Segment(task, instruction, [observation])
     start, solved = env.info(), TASKS[task]

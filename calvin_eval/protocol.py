@@ -22,6 +22,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from calvin_eval.system.errors import UserError
+
 CONTROL_RATE_HZ = 30
 ACTION_SIZE = 7
 """dx, dy, dz, droll, dpitch, dyaw in [-1, 1], then the gripper: -1 close, +1 open."""
@@ -166,3 +168,33 @@ class Policy(Protocol):
 
         All K are executed before the next call. Gripper entries are exactly -1 or 1.
         """
+
+
+def check_returned(actions: np.ndarray, memories: Sequence[Memory], episodes: int) -> None:
+    """Refuses what a policy must not return, as an error of the policy.
+
+    Args:
+        actions: what `Policy.act` returned.
+        memories: likewise.
+        episodes: B, how many it was given.
+
+    Raises:
+        UserError: they are not B chunks (B, K, 7), K at least 1, finite and with gripper entries of -1 and 1; or not
+            B memories.
+    """
+    try:
+        values = np.asarray(actions, float)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the policy returned actions that are no array of numbers ({error}): mend its `act`") from None
+    shape = values.shape
+    if len(shape) != 3 or shape[0] != episodes or shape[1] < 1 or shape[2] != ACTION_SIZE:
+        raise UserError(
+            f"the policy returned actions of shape {shape}; "
+            f"{episodes} episodes need ({episodes}, K, {ACTION_SIZE}) with K of at least 1: mend its `act`"
+        )
+    if len(memories) != episodes:
+        raise UserError(f"the policy returned {len(memories)} memories for {episodes} episodes: mend its `act`")
+    if not np.isfinite(values).all():
+        raise UserError("the policy returned actions that are not finite: its weights or its `act` are broken")
+    if not np.isin(values[..., -1], (-1, 1)).all():
+        raise UserError("the policy returned gripper entries other than -1 (close) and 1 (open): mend its `act`")

@@ -20,7 +20,7 @@ import numpy as np
 from calvin_eval.chains import CHAINS, Chain, chains, initial_state
 from calvin_eval.instructions import SPLITS, sentences
 from calvin_eval.metrics import ChainResult
-from calvin_eval.protocol import ACTION_SIZE, Env, Info, Memory, Observation, Policy
+from calvin_eval.protocol import Env, Info, Memory, Observation, Policy, check_returned
 from calvin_eval.system.errors import UserError
 from calvin_eval.tasks import TASKS
 from calvin_eval.video import Clip
@@ -85,7 +85,7 @@ def run_chains(
         if not running:
             return
         actions, memories = policy.act([r.observation for r in running], [r.memory for r in running])
-        _check_returned(actions, memories, len(running))
+        check_returned(actions, memories, len(running))
         for rollout, chunk, memory in zip(running, actions, memories, strict=True):
             rollout.memory = memory
             rollout.execute(chunk)
@@ -93,26 +93,6 @@ def run_chains(
                 yield rollout.finish()
         free += [rollout.env for rollout in running if rollout.over]
         running = [rollout for rollout in running if not rollout.over]
-
-
-def _check_returned(actions: np.ndarray, memories: Sequence[Memory], episodes: int) -> None:
-    """Refuses what a policy must not return, as an error of the policy."""
-    try:
-        values = np.asarray(actions, float)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the policy returned actions that are no array of numbers ({error}): mend its `act`") from None
-    shape = values.shape
-    if len(shape) != 3 or shape[0] != episodes or shape[1] < 1 or shape[2] != ACTION_SIZE:
-        raise UserError(
-            f"the policy returned actions of shape {shape}; "
-            f"{episodes} episodes need ({episodes}, K, {ACTION_SIZE}) with K of at least 1: mend its `act`"
-        )
-    if len(memories) != episodes:
-        raise UserError(f"the policy returned {len(memories)} memories for {episodes} episodes: mend its `act`")
-    if not np.isfinite(values).all():
-        raise UserError("the policy returned actions that are not finite: its weights or its `act` are broken")
-    if not np.isin(values[..., -1], (-1, 1)).all():
-        raise UserError("the policy returned gripper entries other than -1 (close) and 1 (open): mend its `act`")
 
 
 @dataclass

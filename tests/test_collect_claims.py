@@ -29,7 +29,7 @@ from calvin_eval.world.playtable import PlayTable
 from roboflamingo.data.annotations import read_segments
 
 SETTINGS = CollectSettings(episodes=3, validation_episodes=1, seed=3, episode=EpisodeSettings(tasks=1, max_steps=90))
-ABOUT = {"policy": "a" * 64, "execute": 3}
+ABOUT = {"policy_fingerprint": "a" * 64, "execute": 3}
 PUSH = np.array([0.4, -0.3, -0.2, 0.0, 0.0, 0.5, 1.0])
 
 
@@ -92,11 +92,11 @@ def test_a_complete_collection_is_known_by_settings_policy_and_execution(
     before = tree(data)
     again(make_policy=refuse, about=ABOUT)  # the policy is not even made
     assert capsys.readouterr().out == ""
-    with pytest.raises(UserError, match=r"other settings \(policy a{16}\.\.\., now b{16}\.\.\.\)"):
-        again(make_policy=refuse, about={**ABOUT, "policy": "b" * 64})
+    with pytest.raises(UserError, match=r"other settings \(policy_fingerprint a{16}\.\.\., now b{16}\.\.\.\)"):
+        again(make_policy=refuse, about={**ABOUT, "policy_fingerprint": "b" * 64})
     with pytest.raises(UserError, match=r"\(execute 3, now 4\)"):
         again(make_policy=refuse, about={**ABOUT, "execute": 4})
-    with pytest.raises(UserError, match=r"\(policy a{16}\.\.\., now none; execute 3, now none\)"):
+    with pytest.raises(UserError, match=r"\(policy_fingerprint a{16}\.\.\., now none; execute 3, now none\)"):
         again()
     with pytest.raises(UserError, match="does not say which"):
         again(make_policy=refuse)
@@ -275,7 +275,7 @@ def test_a_policy_sees_images_where_it_looks_though_none_are_recorded(world: Pla
 @pytest.mark.parametrize(
     ("action", "message"),
     [
-        (np.zeros((0, 7)), r"actions of shape \(1, 0, 7\); one episode needs \(1, K, 7\), K >= 1"),
+        (np.zeros((0, 7)), r"actions of shape \(1, 0, 7\); 1 episodes need \(1, K, 7\) with K of at least 1"),
         (np.zeros((2, 6)), r"shape \(1, 2, 6\)"),
         (np.full((2, 7), np.nan), "not finite"),
     ],

@@ -12,9 +12,8 @@ from calvin_eval.check import check_demonstrators, print_check
 from calvin_eval.collect import CollectSettings, collect
 from calvin_eval.protocol import Policy
 from calvin_eval.system.errors import UserError
-from calvin_eval.system.provenance import fingerprint
 from roboflamingo.cli.arguments import parse_config, shown_without_traceback
-from roboflamingo.cli.policies import open_policy
+from roboflamingo.cli.policies import EXPERT, check_policy, open_policy, policy_facts
 
 EXAMPLES = """
 roboflamingo collect --out data --settings.scenes D --settings.episodes 800
@@ -70,9 +69,9 @@ def acting_first(folder: str, execute: int) -> tuple[partial[Policy], dict[str, 
         execute: E, the actions of a chunk that it executes.
 
     Raises:
-        UserError: there is no such folder.
+        UserError, FileNotFoundError: there is no policy in the folder, or it cannot be run so.
     """
-    if not Path(folder).is_dir():
-        raise UserError(f"--policy {folder} is no folder of a policy; give one that `roboflamingo train` has saved")
-    about = {"policy": fingerprint(Path(folder)), "execute": execute}
-    return partial(open_policy, folder, execute), about
+    if folder == EXPERT:
+        raise UserError("the demonstrators label and finish every task anyway; give a learned policy, or leave it out")
+    check_policy(folder, execute, None, "cpu")
+    return partial(open_policy, folder, execute), {**policy_facts(folder), "execute": execute}
