@@ -36,7 +36,7 @@ CONSTANT = 1e-6
 """A spread below this is rounding: the value never changes and is not to be divided by."""
 PIECES = ".pieces"
 PLAN = ".plan.json"
-COUNTS = ".counts.json"
+COUNTS = "counts.json"
 
 
 class Recorder:

@@ -129,7 +129,7 @@ def test_a_complete_collection_of_an_earlier_version_is_kept(
     (copy / "settings.json").write_text(json.dumps(settings))
     (copy / "collection.json").write_text("{}")
     for split in ("training", "validation"):
-        (copy / split / ".counts.json").unlink()
+        (copy / split / "counts.json").unlink()
     assert collect(tmp_path, SETTINGS) == copy
     assert "(an older one, now " in capsys.readouterr().out
 
