@@ -110,7 +110,7 @@ def collect(
         settings: what to collect.
         workers: processes; one per core by default.
         make_policy: makes the policy that acts first (DAgger), once in each worker; picklable.
-        about: what makes this policy's actions what they are, as {"policy": its fingerprint, "execute": E}; JSON
+        about: what makes this policy's actions what they are, as {"policy_fingerprint": ..., "execute": E}; JSON
             values. Needed with a policy, and part of what the data set is known by.
 
     Raises:

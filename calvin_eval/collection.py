@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from calvin_eval.pieces import read_sealed, sealed
+from calvin_eval.pieces import read_sealed
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import read_json, write_json
 from calvin_eval.system.provenance import code_version, provenance
+from calvin_eval.system.sealing import sealed
 
 SAVE_EVERY_S = 1.0
 """Seconds between two notes of how long a collection has taken so far."""
+POLICY_CODE = "policy_code"
 SHOWN = 16
 """Characters of a value that messages show; a fingerprint's first ones tell it from others."""
 
@@ -27,14 +29,16 @@ class Claim:
         folder: of the data set.
         settings: what is collected; JSON values.
         defaults: settings that count where a claim is older than them.
-        about: what else decides the frames, as the policy's fingerprint; JSON values.
+        about: what else decides the frames, as the policy's fingerprint; JSON values. "policy_code" counts as code.
     """
 
     def __init__(
         self, folder: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any], about: Mapping[str, Any]
     ) -> None:
         self.folder, self.path = folder, folder / "settings.json"
-        self._mine = json.loads(json.dumps({"settings": settings, "about": about, "code": code_version()}))
+        code = " ".join([code_version(), *(str(about[key]) for key in (POLICY_CODE,) if key in about)])
+        known = {key: value for key, value in about.items() if key != POLICY_CODE}
+        self._mine = json.loads(json.dumps({"settings": settings, "about": known, "code": code}))
         self._defaults = _flat(json.loads(json.dumps(defaults)))
 
     @property
@@ -80,7 +84,7 @@ class Claim:
             )
         if theirs.get("code") == self._mine["code"]:
             return
-        versions = f"{_short(theirs.get('code'))}, now {self._mine['code']}"
+        versions = f"{theirs.get('code')}, now {self._mine['code']}"
         if not finished:
             raise UserError(
                 f"{self.folder} was begun by another version of this code ({versions}), whose frames may differ; "
@@ -130,7 +134,7 @@ class Account:
         rate = None if seconds is None else 1000 * seconds / frames
         facts: dict[str, Any] = {"per_1000_frames": {"seconds": rate, "megabytes": megabytes}, "seconds": seconds}
         facts |= {"settings": settings, "about": about, "made_with": provenance()}
-        write_json(self.path, sealed(json.loads(json.dumps({**counts, **facts}))))
+        write_json(self.path, sealed({**counts, **facts}))
         took = "an unknown time" if seconds is None else f"{seconds:.0f} s"
         each = "" if rate is None else f"{rate:.1f} s and "
         print(f"{self.folder}: {frames} frames in {took}; per 1000 frames {each}{megabytes:.1f} MB")

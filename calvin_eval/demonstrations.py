@@ -16,7 +16,7 @@ from calvin_eval.experts import demonstrate
 from calvin_eval.experts.state import State
 from calvin_eval.instructions import sentences
 from calvin_eval.leash import TargetLeash
-from calvin_eval.protocol import ACTION_SIZE, Env, Observation, Policy, check_actions
+from calvin_eval.protocol import ACTION_SIZE, Env, Observation, Policy, check_returned
 from calvin_eval.segments import Segment
 from calvin_eval.starts import possible, start_for
 from calvin_eval.system.errors import UserError
@@ -115,8 +115,9 @@ class _Acting:
     def __call__(self, observation: Observation) -> np.ndarray:
         """The action (7,) to execute next; to be called at every step, since a policy may watch."""
         if not self._pending:
-            actions, (self._memory,) = self._policy.act([self._with_images(observation)], [self._memory])
-            check_actions(actions, 1)
+            actions, memories = self._policy.act([self._with_images(observation)], [self._memory])
+            check_returned(actions, memories, 1)
+            (self._memory,) = memories
             self._pending = list(actions[0])
         elif getattr(self._policy, "watches", False):
             self._memory = self._policy.watch(  # type: ignore[attr-defined]
@@ -156,8 +157,8 @@ def demonstrate_task(
             images wherever it looks, also without `settings.render`.
 
     Raises:
-        UserError: the actor returned something else than (1, K, 7) finite actions, K at least 1; or it would have to
-            act blindly, since the environment renders nothing.
+        UserError: the actor returned what a policy must not return, as a chunk of no actions; or it would have to act
+            blindly, since the environment renders nothing.
     """
     segment = Segment(task, instruction, [observation])
     start, solved = env.info(), TASKS[task]

@@ -10,9 +10,7 @@ once, before the piece gets its name.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import io
-import json
 import os
 import shutil
 import sys
@@ -25,7 +23,8 @@ import numpy as np
 
 from calvin_eval.segments import Segment
 from calvin_eval.system.errors import UserError
-from calvin_eval.system.files import naming, write_json
+from calvin_eval.system.files import naming, read_json, write_json
+from calvin_eval.system.sealing import opened, sealed
 
 NOTES = "piece.json"
 
@@ -87,24 +86,12 @@ def has_size(path: Path, size: int) -> bool:
         return False
 
 
-def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The value with a checksum of all else in it."""
-    return {**value, "checksum": _checksum(value)}
-
-
 def read_sealed(path: Path) -> dict[str, Any] | None:
-    """The value of a file that holds a `sealed` one, checksum left out; None where it is missing or damaged."""
+    """The value of a file that holds a `sealed` one; None where it is missing or damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, json.JSONDecodeError):
+        return opened(read_json(path, "a sealed value"), str(path))
+    except UserError:
         return None
-    if not isinstance(value, dict) or value.pop("checksum", None) != _checksum(value):
-        return None
-    return value
-
-
-def _checksum(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def frame_arrays(segment: Segment, index: int, label: np.ndarray) -> dict[str, np.ndarray]:

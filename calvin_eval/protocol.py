@@ -173,11 +173,17 @@ class Policy(Protocol):
         """
 
 
-def check_actions(actions: np.ndarray, episodes: int) -> None:
-    """Refuses what `Policy.act` must not return, as an error of the policy, before anything moves.
+def check_returned(actions: np.ndarray, memories: Sequence[Memory], episodes: int) -> None:
+    """Refuses what a policy must not return, as an error of the policy.
+
+    Args:
+        actions: what `Policy.act` returned.
+        memories: likewise.
+        episodes: B, how many it was given.
 
     Raises:
-        UserError: it is not actions (B, K, 7) with K of at least 1, finite and with gripper entries of -1 or 1.
+        UserError: they are not B chunks (B, K, 7), K at least 1, finite and with gripper entries of -1 and 1; or not
+            B memories.
     """
     try:
         values = np.asarray(actions, float)
@@ -189,6 +195,8 @@ def check_actions(actions: np.ndarray, episodes: int) -> None:
             f"the policy returned actions of shape {shape}; "
             f"{episodes} episodes need ({episodes}, K, {ACTION_SIZE}) with K of at least 1: mend its `act`"
         )
+    if len(memories) != episodes:
+        raise UserError(f"the policy returned {len(memories)} memories for {episodes} episodes: mend its `act`")
     if not np.isfinite(values).all():
         raise UserError("the policy returned actions that are not finite: its weights or its `act` are broken")
     if not np.isin(values[..., -1], (-1, 1)).all():

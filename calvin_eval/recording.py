@@ -22,11 +22,12 @@ import numpy as np
 import yaml
 
 from calvin_eval.instructions import sentences
-from calvin_eval.pieces import frame_file, has_size, read_piece, read_sealed, sealed, write_piece
+from calvin_eval.pieces import frame_file, has_size, read_piece, read_sealed, write_piece
 from calvin_eval.scene_config import merged_config
 from calvin_eval.segments import Segment
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import write_atomic, write_json, write_text
+from calvin_eval.system.sealing import sealed
 from calvin_eval.tasks import TASKS
 
 EMBEDDING = 384
@@ -35,7 +36,7 @@ CONSTANT = 1e-6
 """A spread below this is rounding: the value never changes and is not to be divided by."""
 PIECES = ".pieces"
 PLAN = ".plan.json"
-COUNTS = ".counts.json"
+COUNTS = "counts.json"
 
 
 class Recorder:

@@ -20,7 +20,7 @@ import numpy as np
 from calvin_eval.chains import CHAINS, Chain, chains, initial_state
 from calvin_eval.instructions import SPLITS, sentences
 from calvin_eval.metrics import ChainResult
-from calvin_eval.protocol import Env, Info, Memory, Observation, Policy, check_actions
+from calvin_eval.protocol import Env, Info, Memory, Observation, Policy, check_returned
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, SEED, Range, check_ranges
 from calvin_eval.tasks import TASKS
@@ -83,9 +83,7 @@ def run_chains(
         if not running:
             return
         actions, memories = policy.act([r.observation for r in running], [r.memory for r in running])
-        check_actions(actions, len(running))
-        if len(memories) != len(running):
-            raise UserError(f"the policy returned {len(memories)} memories for {len(running)} episodes: mend its `act`")
+        check_returned(actions, memories, len(running))
         for rollout, chunk, memory in zip(running, actions, memories, strict=True):
             rollout.memory = memory
             rollout.execute(chunk)

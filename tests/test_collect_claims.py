@@ -29,7 +29,7 @@ from calvin_eval.world.playtable import PlayTable
 from roboflamingo.data.annotations import read_segments
 
 SETTINGS = CollectSettings(episodes=3, validation_episodes=1, seed=3, episode=EpisodeSettings(tasks=1, max_steps=90))
-ABOUT = {"policy": "a" * 64, "execute": 3}
+ABOUT = {"policy_fingerprint": "a" * 64, "execute": 3}
 PUSH = np.array([0.4, -0.3, -0.2, 0.0, 0.0, 0.5, 1.0])
 
 
@@ -92,11 +92,11 @@ def test_a_complete_collection_is_known_by_settings_policy_and_execution(
     before = tree(data)
     again(make_policy=refuse, about=ABOUT)  # the policy is not even made
     assert capsys.readouterr().out == ""
-    with pytest.raises(UserError, match=r"other settings \(policy a{16}\.\.\., now b{16}\.\.\.\)"):
-        again(make_policy=refuse, about={**ABOUT, "policy": "b" * 64})
+    with pytest.raises(UserError, match=r"other settings \(policy_fingerprint a{16}\.\.\., now b{16}\.\.\.\)"):
+        again(make_policy=refuse, about={**ABOUT, "policy_fingerprint": "b" * 64})
     with pytest.raises(UserError, match=r"\(execute 3, now 4\)"):
         again(make_policy=refuse, about={**ABOUT, "execute": 4})
-    with pytest.raises(UserError, match=r"\(policy a{16}\.\.\., now none; execute 3, now none\)"):
+    with pytest.raises(UserError, match=r"\(policy_fingerprint a{16}\.\.\., now none; execute 3, now none\)"):
         again()
     with pytest.raises(UserError, match="does not say which"):
         again(make_policy=refuse)
@@ -113,7 +113,7 @@ def test_what_other_code_made_is_kept_and_said_and_what_it_began_is_refused(
 ) -> None:
     copy = Path(shutil.copytree(data, tmp_path / data.name))
     other_code(copy)
-    again = partial(collect, tmp_path, SETTINGS, workers=1, make_policy=refuse, about=ABOUT)
+    again = partial(collect, tmp_path, SETTINGS, workers=1, make_policy=refuse, about={**ABOUT, "policy_code": "p"})
     assert again() == copy
     assert "another version of this code made it (ffffffffffffffff, now " in capsys.readouterr().out
     (copy / "validation" / "lang_annotations" / "auto_lang_ann.npy").unlink()
@@ -129,7 +129,7 @@ def test_a_complete_collection_of_an_earlier_version_is_kept(
     (copy / "settings.json").write_text(json.dumps(settings))
     (copy / "collection.json").write_text("{}")
     for split in ("training", "validation"):
-        (copy / split / ".counts.json").unlink()
+        (copy / split / "counts.json").unlink()
     assert collect(tmp_path, SETTINGS) == copy
     assert "(an older one, now " in capsys.readouterr().out
 

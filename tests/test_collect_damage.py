@@ -13,7 +13,7 @@ from recordings import record, three_episodes, tree
 
 from calvin_eval.collection import Account, Claim
 from calvin_eval.pieces import NOTES
-from calvin_eval.recording import COUNTS, PLAN, Recorder
+from calvin_eval.recording import PLAN, Recorder
 from calvin_eval.system.errors import UserError
 from mutations import damaged
 
@@ -63,7 +63,10 @@ def copy(folder: Path, to: Path) -> Path:
 def test_a_damaged_piece_is_recorded_again(tmp_path: Path, pieces: Path, whole: dict[str, str]) -> None:
     recorder = Recorder(copy(pieces, tmp_path), "D")
     file = recorder.folder / ".pieces" / "000001" / NOTES
-    for content in damaged(file.read_bytes(), COPIES):
+    original = file.read_bytes()
+    for content in damaged(original, COPIES):
+        if content.split() == original.split():
+            continue  # other white space says the same
         file.write_bytes(content)
         assert [recorder.has(number) for number in range(3)] == [True, False, True]
         with pytest.raises(UserError, match="000001 is damaged"):
@@ -160,7 +163,7 @@ def test_nothing_temporary_is_left_and_all_files_have_one_mode(tmp_path: Path, p
     (recorder.folder / ".pieces" / "000001.part" / "00000.npz").write_bytes(b"half")
     recorder.finish()
     files = [path for path in recorder.folder.rglob("*") if path.is_file()]
-    assert {path.name for path in files if path.name.startswith(".")} == {COUNTS}
+    assert not [path for path in files if path.name.startswith(".")]
     assert len({path.stat().st_mode for path in files}) == 1
 
 

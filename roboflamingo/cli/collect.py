@@ -12,10 +12,9 @@ from calvin_eval.check import check_demonstrators, print_check
 from calvin_eval.collect import CollectSettings, check_scenes, collect
 from calvin_eval.protocol import Policy
 from calvin_eval.system.errors import UserError
-from calvin_eval.system.provenance import fingerprint
 from calvin_eval.system.ranges import COUNT, check_ranges
 from roboflamingo.cli.arguments import Given, parse_given
-from roboflamingo.cli.policies import EXPERT, check_policy, open_policy
+from roboflamingo.cli.policies import EXPERT, check_policy, open_policy, policy_facts
 
 EXAMPLES = """
 roboflamingo collect --out data --settings.scenes D --settings.episodes 800
@@ -81,8 +80,7 @@ def acting_first(folder: str, execute: int) -> tuple[partial[Policy], dict[str, 
     if folder == EXPERT:
         raise UserError(f"policy is {EXPERT}; the demonstrators act in any case, so leave it out")
     check_policy(folder, execute, None, "cpu")
-    about = {"policy": fingerprint(Path(folder)), "execute": execute}
-    return partial(open_policy, folder, execute), about
+    return partial(open_policy, folder, execute), {**policy_facts(folder), "execute": execute}
 
 
 def check_keys(given: Given[CollectConfig]) -> None:
