@@ -30,6 +30,7 @@ from roboflamingo.cli.estimate import estimate, measure
 from roboflamingo.data.annotations import DataError
 from roboflamingo.policy import PolicyConfig
 from roboflamingo.training.config import ConfigError, DataConfig, OptimizerConfig, TrainConfig
+from roboflamingo.training.launching import is_launched
 from roboflamingo.training.precision import computes_in_bf16
 from roboflamingo.training.train import TrainingStopped, train
 
@@ -135,6 +136,8 @@ def run(config: DemoConfig) -> dict[str, Any]:
     Raises:
         UserError: another process works in the run's folder, or it holds a demo with other settings.
     """
+    if is_launched():  # by a training on several devices, which this process shares, and within which it ends
+        _rounds(config, Console(quiet=True))
     folder = Path(config.run)
     with folder_lock(folder, "roboflamingo demo"):
         console, started = Console(), time.time()
@@ -195,7 +198,7 @@ def _rounds(config: DemoConfig, console: Console) -> Path:
     for number, each in enumerate(config.rounds):
         console.rule(f"round {number + 1}: demonstrations")
         data[str(_collect(config, number, policy))] = 1.0
-        if number == 0:  # another demo's folder has been refused by now
+        if number == 0 and not is_launched():  # another demo's folder has been refused by now
             text = yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False)
             write_text(Path(config.run) / "config.yaml", text)
         console.rule(f"round {number + 1}: training for {each.steps} steps")
