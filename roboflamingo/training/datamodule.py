@@ -41,6 +41,9 @@ def open_windows(config: TrainConfig, console: Console | None = None) -> tuple[W
     folders = data_folders(config)
     cache = folder_at(data.cache) if data.cache else folders[0] / "packed"
     training_splits = [folder / "training" for folder in folders]
+    for split in training_splits:
+        if not split.is_dir():
+            raise DataError(f"{split} is not a folder; a CALVIN data set has training/ and validation/")
     held_out: list[Path] = []
     if config.validation_windows:
         held_out = [folder / "validation" for folder in folders if (folder / "validation").is_dir()]
