@@ -163,7 +163,7 @@ def test_a_complete_run_whose_policy_is_missing_gets_it_without_another_step(tmp
 def test_a_signal_during_a_validation_stops_the_run_with_its_state(tmp_path: Path, dataset: Path) -> None:
     class Interrupts(Console):
         def print(self, *objects: Any, **options: Any) -> None:
-            if "held-out loss" in str(objects[0]):
+            if objects and "held-out loss" in str(objects[0]):
                 signal.raise_signal(signal.SIGINT)
 
     config = tiny_run(tmp_path, dataset, max_steps=50, validate_every_steps=3)
