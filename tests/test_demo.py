@@ -14,7 +14,8 @@ import yaml
 from calvin_eval.demonstrations import EpisodeSettings
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.provenance import fingerprint
-from roboflamingo.cli import demo, estimate
+from roboflamingo.cli import estimate
+from roboflamingo.cli.main import main
 from roboflamingo.training.config import OptimizerConfig
 from runs import metrics, tiny_policy
 
@@ -43,7 +44,7 @@ def write_config(folder: Path, **changed: Any) -> Path:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo that has run to its end, through the command line."""
     folder = tmp_path_factory.mktemp("demo")
-    demo.main(["--config", str(write_config(folder))])
+    main(["demo", "--config", str(write_config(folder))])
     return folder
 
 
@@ -66,7 +67,7 @@ def test_training_is_budgeted_in_steps(finished: Path) -> None:
 def test_a_finished_demo_repeats_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = finished / "demo" / "train2" / "policy" / "weights.safetensors"
     made = weights.stat().st_mtime_ns
-    demo.main(["--config", str(finished / "demo.yaml")])
+    main(["demo", "--config", str(finished / "demo.yaml")])
     assert weights.stat().st_mtime_ns == made
     assert "This will take" not in capsys.readouterr().out
 
@@ -74,7 +75,7 @@ def test_a_finished_demo_repeats_nothing(finished: Path, capsys: pytest.CaptureF
 def test_after_more_training_the_chains_are_run_anew(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     longer = write_config(finished, rounds=[{"episodes": 2, "steps": 6}, {"episodes": 1, "steps": 5}])
     before = json.loads((finished / "demo" / "results.json").read_text())["closed_loop"]["policy_fingerprint"]
-    demo.main(["--config", str(longer)])
+    main(["demo", "--config", str(longer)])
     assert "This will take" in capsys.readouterr().out
     after = json.loads((finished / "demo" / "results.json").read_text())["closed_loop"]["policy_fingerprint"]
     assert after == fingerprint(finished / "demo" / "train2" / "policy") != before
@@ -82,7 +83,7 @@ def test_after_more_training_the_chains_are_run_anew(finished: Path, capsys: pyt
 
 def test_two_demos_in_one_folder_are_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with folder_lock(finished / "demo", "another demo"), pytest.raises(SystemExit):
-        demo.main(["--config", str(finished / "demo.yaml")])
+        main(["demo", "--config", str(finished / "demo.yaml")])
     assert "is in use by another demo" in capsys.readouterr().err
 
 
@@ -99,7 +100,7 @@ def test_impossible_rounds_are_refused(
     tmp_path: Path, changed: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        demo.main(["--config", str(write_config(tmp_path, **changed))])
+        main(["demo", "--config", str(write_config(tmp_path, **changed))])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "demo" / "data").exists()
 

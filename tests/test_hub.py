@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from published import publish
-from roboflamingo.cli.weights import main
+from roboflamingo.cli.main import main
 from roboflamingo.hub import CHECKPOINT, CLIP, LANGUAGE_FILES, snapshot
 from roboflamingo.making import make_policy
 from roboflamingo.weight_files import WeightsError
@@ -48,7 +48,7 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_weights_are_found_and_described(hub, capsys):
-    main(["get", "mpt-1b", "--cache", str(hub)])
+    main(["weights", "get", "mpt-1b", "--cache", str(hub)])
     said = " ".join(capsys.readouterr().out.split())
     assert "language model mosaicml/mpt-1b-redpajama-200b: 0.00 GB, licence apache-2.0, hashes right" in said
     assert str(next(hub.glob("models--openflamingo*/snapshots/*"))) in said
@@ -59,14 +59,14 @@ def test_a_broken_download_is_noticed_and_removed(hub, capsys):
     path = next(hub.glob("models--openflamingo*/snapshots/*/checkpoint.pt"))
     path.resolve().write_bytes(b"y" * 1000)
     with pytest.raises(SystemExit):
-        main(["get", "mpt-1b", "--cache", str(hub)])
+        main(["weights", "get", "mpt-1b", "--cache", str(hub)])
     assert "checkpoint.pt is not what the hub has" in capsys.readouterr().err
     assert not path.exists()
 
 
 def test_without_weights_and_network_it_says_which_files_to_bring(hub, capsys):
     with pytest.raises(SystemExit):
-        main(["get", "rpj-3b", "--cache", str(hub)])
+        main(["weights", "get", "rpj-3b", "--cache", str(hub)])
     said = capsys.readouterr().err
     assert "RedPajama-INCITE-Base-3B-v1 is not in the cache" in said and "model*.safetensors" in said
 

@@ -12,7 +12,6 @@ import re
 import sys
 import typing
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -281,19 +280,6 @@ def _at_home(values: Namespace, config_class: type) -> Namespace:
         elif isinstance(value, dict) and described(kind) == "a mapping {text: a number}":
             values[key] = {at_home(str(name)): weight for name, weight in value.items()}
     return values
-
-
-@contextmanager
-def shown_without_traceback(verb: str, *errors: type[Exception]) -> Iterator[None]:
-    """Ends the program with the message of errors that a user can put right.
-
-    Raises:
-        SystemExit: 1 in place of any of `errors`.
-    """
-    try:
-        yield
-    except errors as error:
-        fail(f"roboflamingo {verb}", str(error), code=1)
 
 
 def fail(program: str, message: str, *, code: int) -> NoReturn:

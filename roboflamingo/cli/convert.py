@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from roboflamingo.cli.arguments import parse_config, shown_without_traceback
+from roboflamingo.cli.arguments import parse_config
 from roboflamingo.policy import PolicyConfig
 
 EXAMPLES = """
@@ -42,11 +42,10 @@ def main(arguments: Sequence[str]) -> None:
     """Converts, and says what was made."""
     summary = "Turns an OpenFlamingo or RoboFlamingo checkpoint into a policy folder that needs no other file."
     config = parse_config(ConvertConfig, "convert", arguments, summary=summary, examples=EXAMPLES)
-    with shown_without_traceback("convert", ValueError, OSError):
-        from roboflamingo.converting import convert
+    from roboflamingo.converting import convert
 
-        checkpoint, out = Path(config.checkpoint).expanduser(), Path(config.out).expanduser()
-        policy = convert(checkpoint, out, config.policy, config.allow, overwrite=config.overwrite)
+    checkpoint, out = Path(config.checkpoint).expanduser(), Path(config.out).expanduser()
+    policy = convert(checkpoint, out, config.policy, config.allow, overwrite=config.overwrite)
     made = policy.config
     print(
         f"{config.out}: {sum(p.numel() for p in policy.parameters()):,} weights, {made.head.kind} head, "

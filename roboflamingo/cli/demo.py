@@ -24,12 +24,11 @@ from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.machine import cores, matmul_gflops, processor
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, SEED, Range, check_ranges
 from roboflamingo.cli import evaluate as evaluate_verb
-from roboflamingo.cli.arguments import parse_config, shown_without_traceback
+from roboflamingo.cli.arguments import parse_config
 from roboflamingo.cli.collect import acting_first
 from roboflamingo.cli.estimate import estimate, measure
-from roboflamingo.data.annotations import DataError
 from roboflamingo.policy import PolicyConfig
-from roboflamingo.training.config import ConfigError, DataConfig, OptimizerConfig, TrainConfig
+from roboflamingo.training.config import DataConfig, OptimizerConfig, TrainConfig
 from roboflamingo.training.launching import is_launched
 from roboflamingo.training.precision import computes_in_bf16
 from roboflamingo.training.train import TrainingStopped, train
@@ -124,8 +123,7 @@ def main(arguments: Sequence[str]) -> None:
     summary = "Collects demonstrations, trains a policy, evaluates it and writes a report; killed, it is continued."
     config = parse_config(DemoConfig, "demo", arguments, summary=summary, examples=EXAMPLES)
     try:
-        with shown_without_traceback("demo", DataError, ConfigError, ValueError, FileNotFoundError):
-            run(config)
+        run(config)
     except TrainingStopped as stopped:
         raise SystemExit(128 + stopped.signal) from None
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import roboflamingo
-from roboflamingo.cli.arguments import parse, shown_without_traceback, verb_parser
+from roboflamingo.cli.arguments import parse, verb_parser
 from roboflamingo.cli.contents import Rows, describe
 
 EXAMPLES = """
@@ -37,8 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     what = "a data set, run, evaluation, policy or demo; a published model; or a file of weights"
     parser.add_argument("path", nargs="?", type=str, help=what)
     path = parse(parser, arguments).path
-    with shown_without_traceback("info", ValueError, OSError):
-        rows = list(installation() if path is None else describe(Path(path).expanduser()))
+    rows = list(installation() if path is None else describe(Path(path).expanduser()))
     table = Table(show_header=False, box=None)
     for _ in range(2):
         table.add_column(overflow="fold")

@@ -9,7 +9,7 @@ from calvin_eval.report import print_table, refuse_others, write_report
 from calvin_eval.report.reading import Found, find, read_results, short_names
 from calvin_eval.report.videos import captioned
 from calvin_eval.system.errors import UserError
-from roboflamingo.cli.arguments import parse, shown_without_traceback, verb_parser
+from roboflamingo.cli.arguments import parse, verb_parser
 
 EXAMPLES = """
 roboflamingo report runs/demo                                   # all its evaluations; writes runs/demo/report.html
@@ -46,8 +46,7 @@ def main(arguments: Sequence[str]) -> None:
         "--metrics", type=str, default=None, help="metrics.jsonl of the training; by default that of the run given"
     )
     options = parse(parser, arguments)
-    with shown_without_traceback("report", UserError, OSError):
-        run(options.folders, options.out, options.title, options.metrics)
+    run(options.folders, options.out, options.title, options.metrics)
 
 
 def run(given: Sequence[str], out: str | None, title: str, metrics: str | None) -> Path:

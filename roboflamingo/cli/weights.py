@@ -9,8 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from roboflamingo.cli.arguments import parse, shown_without_traceback, verb_parser
-from roboflamingo.weight_files import WeightsError
+from roboflamingo.cli.arguments import parse, verb_parser
 
 EXAMPLES = """
 roboflamingo weights get mpt-1b-dolly
@@ -29,8 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("preset", choices=[name for name in PRESETS if name != "tiny"], help="which model")
     parser.add_argument("--cache", type=str, default=None, help="a folder in the layout of the Hugging Face cache")
     values = parse(parser, arguments)
-    with shown_without_traceback("weights", WeightsError):
-        get(values.preset, None if values.cache is None else Path(values.cache).expanduser().absolute())
+    get(values.preset, None if values.cache is None else Path(values.cache).expanduser().absolute())
 
 
 def get(preset: str, cache: Path | None = None, console: Console | None = None) -> None:
