@@ -7,7 +7,6 @@ from before it was written, are read with what checks can be made.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import naming, read_json, replace_folder, write_json, write_text
+from calvin_eval.system.provenance import sha256
 from roboflamingo.backbone.filling import allocate
 from roboflamingo.policy import PolicyConfig, RoboFlamingo
 from roboflamingo.tokenizer import open_tokenizer
@@ -59,7 +59,7 @@ def save_policy(policy: RoboFlamingo, folder: Path, weights: Mapping[str, torch.
             if not policy.config.backbone.language.words:
                 policy.backbone.instructions.tokenizer.save_pretrained(fresh / TOKENIZER)
             write_text(fresh / CONFIG, yaml.safe_dump(_plain(asdict(policy.config)), sort_keys=False))
-            write_json(fresh / SUMS, {name: _sha256(fresh / name) for name in _files(fresh)})
+            write_json(fresh / SUMS, {name: sha256(fresh / name) for name in _files(fresh)})
             replace_folder(fresh, folder)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -147,7 +147,7 @@ def _check_sums(folder: Path) -> None:
         what = f"is missing, and {SUMS} lists it" if name in sums else f"is not in {SUMS}"
         raise UserError(f"{folder / name} {what}; bring the whole folder again")
     for name, wanted in sums.items():
-        if _sha256(folder / name) != wanted:
+        if sha256(folder / name) != wanted:
             raise UserError(
                 f"{folder / name} is not as it was saved: its checksum differs. Bring it again; or, if you changed it "
                 f"on purpose, delete {folder / SUMS}"
@@ -158,11 +158,6 @@ def _files(folder: Path) -> list[str]:
     """The files of a policy that checksums are for; the large one last."""
     tokenizer = sorted(path for path in (folder / TOKENIZER).rglob("*") if path.is_file())
     return [CONFIG, *(path.relative_to(folder).as_posix() for path in tokenizer), WEIGHTS]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _build(folder: Path) -> RoboFlamingo:

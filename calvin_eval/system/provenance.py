@@ -10,6 +10,7 @@ from functools import lru_cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from calvin_eval.system.machine import processor
 
@@ -65,11 +66,27 @@ def fingerprint(path: Path, on_bytes: Callable[[int], object] = lambda count: No
         if any(part.startswith(".") for part in name.split("/")):
             continue
         digest.update(f"{name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as content:
-            while block := content.read(BLOCK):
-                digest.update(block)
-                on_bytes(len(block))
+        _take_in(file, digest, on_bytes)
     return digest.hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, as `sha256sum` prints it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    _take_in(path, digest)
+    return digest.hexdigest()
+
+
+def _take_in(path: Path, digest: Any, on_bytes: Callable[[int], object] = lambda count: None) -> None:
+    """Adds a file's content to a digest, block by block; Python 3.10 has no hashlib.file_digest."""
+    with path.open("rb") as content:
+        while block := content.read(BLOCK):
+            digest.update(block)
+            on_bytes(len(block))
 
 
 @lru_cache

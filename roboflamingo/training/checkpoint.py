@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
-from calvin_eval.system.files import naming, replace_folder, write_atomic
+from calvin_eval.system.files import naming, write_atomic
 from calvin_eval.system.provenance import BLOCK
 from roboflamingo.checkpoint import save_policy
 from roboflamingo.policy import RoboFlamingo
@@ -177,10 +176,5 @@ def save_policy_whole(policy: RoboFlamingo, folder: Path, *, write: bool = True)
         OSError: the disk is full, or the folder cannot be written to. Names a file; the old folder stays.
     """
     weights = whole(policy.state_dict(), keep=write)
-    if not write:
-        return
-    fresh = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(fresh, ignore_errors=True)
-    with naming(fresh):
-        save_policy(policy, fresh, weights)
-        replace_folder(fresh, folder)
+    if write:
+        save_policy(policy, folder, weights)
