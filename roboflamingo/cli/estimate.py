@@ -1,8 +1,8 @@
 """How long the demo will take on this machine: a little of each of its parts is done and timed.
 
 Episodes are demonstrated and recorded, training steps are made on random pictures, and an untrained policy acts. What
-the parts of the demo then need is counted, not guessed, but for the length of chains, which depends on how good the
-policy becomes: a chain is taken to have as many steps as the short demo's had.
+the parts of the demo then need is counted, but for the length of chains, which depends on how good the policy becomes
+(see `STEPS_A_CHAIN`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ EPISODES = 6
 TRAINING_STEPS = 12
 ACTS = 6
 STEPS_A_CHAIN = 480
-"""Control steps of a chain, failures at the step budget included."""
+"""Control steps of a chain: 2.4 solved tasks of some 70 steps, and in nine of ten chains a failure after 360."""
 START_S = 12.0
 """Seconds that a part takes before its first result: processes, imports, worlds."""
-PACK_SHARE = 0.12
+PACK_SHARE = 0.2
 """Time of packing an episode's frames, as a share of the time of demonstrating and recording them."""
 
 
