@@ -57,7 +57,7 @@ setup(
     license="MIT",
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=["roboflamingo", "roboflamingo.*", "calvin_eval", "calvin_eval.*"]),
-    package_data={"calvin_eval": ["data/*", "report/*.html.j2"], "roboflamingo": ["py.typed"]},
+    package_data={"calvin_eval": ["benchmark/data/*", "evaluation/report/*.html.j2"], "roboflamingo": ["py.typed"]},
     install_requires=SIMULATOR + POLICY,
     extras_require={
         "dev": DEVELOP + DIFFUSION + LORA,

@@ -22,7 +22,7 @@ from facts import made_on
 from reference_way import SENTENCES, SWITCHES, add_arguments, parsed, policy_for, policy_of
 
 from calvin_eval.protocol import Observation
-from roboflamingo.control import PolicyController
+from roboflamingo.policy.control import PolicyController
 
 CHUNK = 5
 

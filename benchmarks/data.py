@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from facts import made_on
 
-from calvin_eval.collect import CollectSettings, collect
-from calvin_eval.demonstrations import EpisodeSettings
+from calvin_eval.demonstrations.collect import CollectSettings, collect
+from calvin_eval.demonstrations.episodes import EpisodeSettings
 from roboflamingo.data.frames import PackSettings
 from roboflamingo.data.packing import pack
 from roboflamingo.data.windows import Windows, to_tensors
-from roboflamingo.policy import PolicyConfig, RoboFlamingo
+from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 
 BATCH = 32
 

@@ -1,8 +1,8 @@
 """Coverage of the 95 % interval of the average length: how often it holds the true mean, for few chains and for many.
 
 `python benchmarks/intervals.py [--samples 1000]` prints, for every kind of policy and number of chains, the coverage
-of `calvin_eval.metrics.mean_interval` and of the percentile bootstrap. For 3 and 10 chains the coverage is exact (a sum
-over all possible outcomes); for more it is simulated. About 6 minutes on one core.
+of `calvin_eval.benchmark.metrics.mean_interval` and of the percentile bootstrap. For 3 and 10 chains the coverage is
+exact (a sum over all possible outcomes); for more it is simulated. About 6 minutes on one core.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cache
 import numpy as np
 from scipy.stats import multinomial
 
-from calvin_eval.metrics import LENGTH, mean_interval
+from calvin_eval.benchmark.metrics import LENGTH, mean_interval
 
 Method = Callable[[tuple[int, ...]], tuple[float, float]]
 

@@ -26,14 +26,16 @@ from torch import Tensor, nn
 from transformers import MptForCausalLM
 
 from calvin_eval.system.machine import cores
-from roboflamingo.backbone.flamingo import BackboneConfig, CrossAttentionConfig, Flamingo, ResamplerConfig, Text
+from roboflamingo.backbone.config import PRESETS, BackboneConfig, CrossAttentionConfig, ResamplerConfig
+from roboflamingo.backbone.flamingo import Flamingo, Text
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.heads import HeadConfig
-from roboflamingo.making import make_policy
-from roboflamingo.policy import PolicyConfig, RoboFlamingo
-from roboflamingo.presets import PRESETS, preset
+from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.precision import computes_in_bf16
+from roboflamingo.weights.making import make_policy
+from roboflamingo.weights.presets import preset
 
 SWITCHES = ("cameras", "attention", "language", "logits", "optimizer")
 SENTENCES = ("push the red block to the left", "open the drawer", "pull the handle of the sliding door to the right")

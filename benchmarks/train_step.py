@@ -27,7 +27,7 @@ from facts import made_on
 from reference_way import MPT_VOCABULARY, SENTENCES, SWITCHES, add_arguments, parsed, policy_for, policy_of
 from torch import Tensor, nn
 
-from roboflamingo.policy import PolicyConfig
+from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.training.layers import checkpoint_activations
 
 

@@ -18,13 +18,13 @@ import torch
 from facts import made_on
 from rich.console import Console
 
-from calvin_eval.instructions import SPLITS, sentences
-from calvin_eval.tasks import TASKS
-from roboflamingo.checkpoint import load_policy
+from calvin_eval.benchmark.instructions import SPLITS, sentences
+from calvin_eval.benchmark.tasks import TASKS
 from roboflamingo.data.windows import to_tensors
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.config import DataConfig, TrainConfig
 from roboflamingo.training.datamodule import open_windows
+from roboflamingo.weights.checkpoint import load_policy
 
 MISREAD = 1.4
 

@@ -23,16 +23,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 from facts import made_on
 
-from calvin_eval.starts import random_scene_obs, start_for
-from calvin_eval.world.cameras import RENDERERS
-from calvin_eval.world.playtable import PlayTable
+from calvin_eval.demonstrations.starts import random_scene_obs, start_for
+from calvin_eval.worlds.playtable.cameras import RENDERERS
+from calvin_eval.worlds.playtable.world import PlayTable
 
 WARM_UP = 20
 
 
 def recorded_actions(steps: int) -> tuple[np.ndarray, np.ndarray]:
     """A start (24,) and a demonstrator's actions (steps, 7) from it."""
-    from calvin_eval.experts import demonstrate
+    from calvin_eval.demonstrations.experts import demonstrate
 
     scene_obs, _ = start_for("lift_red_block_table", "D", np.random.default_rng(0))
     tasks = ("lift_red_block_table", "open_drawer", "move_slider_left", "turn_on_led", "close_drawer")

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from roboflamingo.backbone.flamingo import BackboneConfig, CrossAttentionConfig, ResamplerConfig
+from roboflamingo.backbone.config import BackboneConfig, CrossAttentionConfig, ResamplerConfig
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.heads import HeadConfig
-from roboflamingo.policy import PolicyConfig, RoboFlamingo
+from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 
 SENTENCES = ("push the red block", "open the drawer now", "turn on the light")
 

@@ -16,11 +16,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from policies import SENTENCES
-from roboflamingo.backbone.flamingo import BackboneConfig, CrossAttentionConfig, ResamplerConfig
+from roboflamingo.backbone.config import BackboneConfig, CrossAttentionConfig, ResamplerConfig
 from roboflamingo.backbone.language import LanguageConfig, with_special_tokens
 from roboflamingo.backbone.vision import CLIP_MEAN, CLIP_STD, VisionConfig
 from roboflamingo.heads import HeadConfig
-from roboflamingo.policy import PolicyConfig
+from roboflamingo.policy.config import PolicyConfig
 
 WIDTH, LAYERS, HEADS, EVERY = 32, 4, 4, 2
 VISION = VisionConfig(image_size=28, patch_size=14, width=32, layers=1, heads=2, stem=False)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from calvin_eval.recording import Recorder
-from calvin_eval.segments import Segment
-from calvin_eval.tasks import TASKS
-from calvin_eval.world.playtable import PlayTable
+from calvin_eval.benchmark.tasks import TASKS
+from calvin_eval.demonstrations.recording import Recorder
+from calvin_eval.demonstrations.segments import Segment
+from calvin_eval.worlds.playtable.world import PlayTable
 
 Episodes = list[list[Segment]]
 FIRST, SECOND = list(TASKS)[:2]

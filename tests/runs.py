@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from roboflamingo.backbone.flamingo import BackboneConfig, CrossAttentionConfig, ResamplerConfig
+from roboflamingo.backbone.config import BackboneConfig, CrossAttentionConfig, ResamplerConfig
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.heads import HeadConfig
-from roboflamingo.policy import PolicyConfig
+from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.training.config import DataConfig, OptimizerConfig, TrainConfig
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.spatial.transform import Rotation
 
-from roboflamingo.actions import (
+from roboflamingo.policy.actions import (
     Absolute,
     Relative,
     Statistics,

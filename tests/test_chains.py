@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calvin_eval.chains import (
+from calvin_eval.benchmark.chains import (
     Chain,
     InitialCondition,
     chains,
@@ -21,8 +21,8 @@ from calvin_eval.chains import (
     possible_in_a_row,
 )
 from calvin_eval.protocol import BLOCKS, SCENES, Contact
-from calvin_eval.world.playtable import PlayTable
-from calvin_eval.world.scenes import scene_geometry
+from calvin_eval.worlds.playtable.scenes import scene_geometry
+from calvin_eval.worlds.playtable.world import PlayTable
 
 OFFICIAL = "840cb992c69ce9b6d59f6020966b6300c15233f8e0b9667b6486c1962424d308"
 START = InitialCondition(0, 0, "right", "closed", "table", "slider_right", "slider_left")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from calvin_eval.system.errors import UserError
 from policies import a_batch, small_policy
-from roboflamingo.checkpoint import load_policy, save_policy
+from roboflamingo.weights.checkpoint import load_policy, save_policy
 
 
 @pytest.fixture

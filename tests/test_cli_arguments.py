@@ -11,7 +11,6 @@ import pytest
 import yaml
 
 from policies import small_policy
-from roboflamingo.checkpoint import save_policy
 from roboflamingo.cli.arguments import Given, parse_given
 from roboflamingo.cli.collect import CollectConfig
 from roboflamingo.cli.convert import ConvertConfig
@@ -21,6 +20,7 @@ from roboflamingo.cli.fields import keys_of, leaves, members
 from roboflamingo.cli.main import VERBS, main
 from roboflamingo.heads.base import USED_BY
 from roboflamingo.training.config import TrainConfig
+from roboflamingo.weights.checkpoint import save_policy
 
 VERB_OF: dict[type, str] = {
     TrainConfig: "train", EvaluateConfig: "evaluate", CollectConfig: "collect", ConvertConfig: "convert",

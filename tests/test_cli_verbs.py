@@ -16,10 +16,10 @@ import torch
 import yaml
 
 from published import publish
-from roboflamingo.checkpoint import load_policy, save_policy
 from roboflamingo.cli import main as cli
 from roboflamingo.cli.main import main
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy.roboflamingo import RoboFlamingo
+from roboflamingo.weights.checkpoint import load_policy, save_policy
 from runs import tiny_policy
 
 COMMAND = [sys.executable, "-m", "roboflamingo.cli.main"]

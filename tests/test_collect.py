@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from calvin_eval.collect import CollectSettings, collect
-from calvin_eval.demonstrations import EpisodeSettings
+from calvin_eval.demonstrations.collect import CollectSettings, collect
+from calvin_eval.demonstrations.episodes import EpisodeSettings
 from roboflamingo.data.annotations import load_plain_dict, read_segments
 
 SETTINGS = CollectSettings(episodes=3, validation_episodes=1, seed=3, episode=EpisodeSettings(tasks=2, max_steps=150))
@@ -33,7 +33,7 @@ def test_the_folder_has_calvins_name_and_files(data):
 
 
 def test_every_annotated_frame_is_there_and_labels_are_the_demonstrators(data):
-    from calvin_eval.experts import demonstrate
+    from calvin_eval.demonstrations.experts import demonstrate
     from calvin_eval.protocol import NO_IMAGE, Observation
 
     segments = read_segments(data / "training")

@@ -19,13 +19,13 @@ import pytest
 from recordings import tree
 
 from acting import Stubborn
-from calvin_eval.collect import CollectSettings, collect
-from calvin_eval.demonstrations import NO_NOISE, EpisodeSettings, demonstrate_task
-from calvin_eval.experts import demonstrate
+from calvin_eval.demonstrations.collect import CollectSettings, collect
+from calvin_eval.demonstrations.episodes import NO_NOISE, EpisodeSettings, demonstrate_task
+from calvin_eval.demonstrations.experts import demonstrate
 from calvin_eval.protocol import NO_IMAGE, Memory, Observation, Policy
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.locks import folder_lock
-from calvin_eval.world.playtable import PlayTable
+from calvin_eval.worlds.playtable.world import PlayTable
 from roboflamingo.data.annotations import read_segments
 
 SETTINGS = CollectSettings(episodes=3, validation_episodes=1, seed=3, episode=EpisodeSettings(tasks=1, max_steps=90))
@@ -198,7 +198,7 @@ PROGRAM = """
 import sys
 from functools import partial
 from pathlib import Path
-from calvin_eval.collect import collect
+from calvin_eval.demonstrations.collect import collect
 from calvin_eval.system.processes import Stopped, stop_signals
 from test_collect_claims import ABOUT, SETTINGS, load
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from recordings import record, three_episodes, tree
 
-from calvin_eval.collection import Account, Claim
-from calvin_eval.pieces import NOTES
-from calvin_eval.recording import PLAN, Recorder
+from calvin_eval.demonstrations.collection import Account, Claim
+from calvin_eval.demonstrations.pieces import NOTES
+from calvin_eval.demonstrations.recording import PLAN, Recorder
 from calvin_eval.system.errors import UserError
 from mutations import damaged
 

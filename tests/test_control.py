@@ -11,10 +11,11 @@ import torch
 from calvin_eval.protocol import NO_IMAGE, Observation
 from calvin_eval.system.errors import UserError
 from policies import SENTENCES, small_config, small_policy
-from roboflamingo.backbone.flamingo import BackboneConfig, ResamplerConfig
-from roboflamingo.control import PolicyController
+from roboflamingo.backbone.config import BackboneConfig, ResamplerConfig
 from roboflamingo.heads import HEADS, HeadConfig
-from roboflamingo.policy import PolicyConfig, RoboFlamingo
+from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.control import PolicyController
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 
 
 def observations(count, seed=0):

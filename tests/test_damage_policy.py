@@ -10,8 +10,8 @@ from calvin_eval.system.errors import UserError
 from mutations import damaged
 from policies import small_policy
 from published import publish
-from roboflamingo.checkpoint import load_policy, save_policy
-from roboflamingo.making import make_policy
+from roboflamingo.weights.checkpoint import load_policy, save_policy
+from roboflamingo.weights.making import make_policy
 
 COUNT = 200
 FILES = ("weights.safetensors", "config.yaml", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from calvin_eval.demonstrations import EpisodeSettings
+from calvin_eval.demonstrations.episodes import EpisodeSettings
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.provenance import fingerprint
 from roboflamingo.cli import estimate

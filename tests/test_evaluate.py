@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from acting import BLIND, Stubborn
-from calvin_eval.chains import chains, initial_state
-from calvin_eval.evaluate import ChainResult, EvaluateSettings, run_chains
-from calvin_eval.experts import Expert
-from calvin_eval.instructions import sentences
+from calvin_eval.benchmark.chains import chains, initial_state
+from calvin_eval.benchmark.instructions import sentences
+from calvin_eval.demonstrations.experts import Expert
+from calvin_eval.evaluation.evaluate import ChainResult, EvaluateSettings, run_chains
 from calvin_eval.protocol import Memory, Observation
 from calvin_eval.system.errors import UserError
-from calvin_eval.world.playtable import PlayTable
+from calvin_eval.worlds.playtable.world import PlayTable
 
 
 class Watched(PlayTable):

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from calvin_eval.demonstrations import EpisodeSettings, demonstrate_task
-from calvin_eval.evaluate import EvaluateSettings, run_chains
+from calvin_eval.demonstrations.episodes import EpisodeSettings, demonstrate_task
+from calvin_eval.evaluation.evaluate import EvaluateSettings, run_chains
 from calvin_eval.system.errors import UserError
-from calvin_eval.world.playtable import PlayTable
+from calvin_eval.worlds.playtable.world import PlayTable
 from policies import small_policy
-from roboflamingo.checkpoint import load_policy, save_policy
 from roboflamingo.cli import evaluate as verb
-from roboflamingo.control import PolicyController
+from roboflamingo.policy.control import PolicyController
+from roboflamingo.weights.checkpoint import load_policy, save_policy
 
 
 class Tracked(PlayTable):

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 
 from acting import BLIND, EXPERT, Stubborn
-from calvin_eval.evaluate import EvaluateSettings, evaluate
-from calvin_eval.experts import Expert
+from calvin_eval.demonstrations.experts import Expert
+from calvin_eval.evaluation.evaluate import EvaluateSettings, evaluate
 from calvin_eval.protocol import Memory, Observation
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.processes import WorkerError
-from calvin_eval.world.playtable import PlayTable
+from calvin_eval.worlds.playtable.world import PlayTable
 
 
 class Slow(Expert):

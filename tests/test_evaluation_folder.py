@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from acting import BLIND, Stubborn
-from calvin_eval.chains import chains
-from calvin_eval.evaluate import EvaluateSettings, evaluate, read_results
-from calvin_eval.evaluation_folder import EvaluationFolder
-from calvin_eval.metrics import ChainResult, summarize
+from calvin_eval.benchmark.chains import chains
+from calvin_eval.benchmark.metrics import ChainResult, summarize
+from calvin_eval.evaluation.evaluate import EvaluateSettings, evaluate, read_results
+from calvin_eval.evaluation.folder import EvaluationFolder
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.sealing import sealed
-from calvin_eval.world.playtable import PlayTable
+from calvin_eval.worlds.playtable.world import PlayTable
 from mutations import damaged
 
 SETTINGS = EvaluateSettings(chains=3)
@@ -223,7 +223,7 @@ def test_a_chain_that_goes_another_way_for_its_film_is_said_and_counts_as_filmed
     folder = EvaluationFolder(tmp_path, FACTS)
     for result in RESULTS.values():
         folder.add(result)
-    from calvin_eval.evaluate import _keep
+    from calvin_eval.evaluation.evaluate import _keep
 
     done, filmed = folder.read(), replace(RESULTS[0], solved=1, steps=(40, 360))
     with pytest.warns(UserWarning, match=r"chain 0 was run again for its film and went differently: 1 tasks.*of 2"):

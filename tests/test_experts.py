@@ -7,24 +7,24 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from calvin_eval.check import demonstrate_once
-from calvin_eval.demonstrations import (
+from calvin_eval.benchmark.instructions import sentences
+from calvin_eval.benchmark.tasks import TASKS
+from calvin_eval.demonstrations.check import demonstrate_once
+from calvin_eval.demonstrations.episodes import (
     Disturbance,
     EpisodeSettings,
     Noise,
     demonstrate_episode,
     demonstrate_task,
 )
-from calvin_eval.experts import DEMONSTRATORS, Expert, demonstrate
-from calvin_eval.experts.motion import SHOULDER, WRIST_REACH, reach_lean, tilt
-from calvin_eval.experts.state import State
-from calvin_eval.instructions import sentences
-from calvin_eval.leash import TargetLeash
+from calvin_eval.demonstrations.experts import DEMONSTRATORS, Expert, demonstrate
+from calvin_eval.demonstrations.experts.motion import SHOULDER, WRIST_REACH, reach_lean, tilt
+from calvin_eval.demonstrations.experts.state import State
+from calvin_eval.demonstrations.starts import possible, random_scene_obs, start_for
+from calvin_eval.evaluation.leash import TargetLeash
 from calvin_eval.protocol import NO_IMAGE, SCENES, Observation
-from calvin_eval.starts import possible, random_scene_obs, start_for
-from calvin_eval.tasks import TASKS
-from calvin_eval.world.playtable import PlayTable
-from calvin_eval.world.scenes import RESTING_ROBOT_OBS, scene_geometry
+from calvin_eval.worlds.playtable.scenes import RESTING_ROBOT_OBS, scene_geometry
+from calvin_eval.worlds.playtable.world import PlayTable
 
 
 @pytest.fixture(scope="module")

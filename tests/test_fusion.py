@@ -11,10 +11,10 @@ from rich.console import Console
 
 from calvin_eval.protocol import Observation
 from policies import SENTENCES, a_batch, small_config, small_policy
-from roboflamingo.checkpoint import load_policy
-from roboflamingo.control import PolicyController
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy.control import PolicyController
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.train import train
+from roboflamingo.weights.checkpoint import load_policy
 from runs import tiny_policy, tiny_run
 from synthetic import write_dataset
 

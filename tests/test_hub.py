@@ -14,9 +14,9 @@ import torch
 
 from published import publish
 from roboflamingo.cli.main import main
-from roboflamingo.hub import CHECKPOINT, CLIP, LANGUAGE_FILES, snapshot
-from roboflamingo.making import make_policy
-from roboflamingo.weight_files import WeightsError
+from roboflamingo.weights.files import WeightsError
+from roboflamingo.weights.hub import CHECKPOINT, CLIP, LANGUAGE_FILES, snapshot
+from roboflamingo.weights.making import make_policy
 
 
 def hub_layout(cache, name, files):

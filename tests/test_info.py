@@ -12,9 +12,9 @@ import torch
 from calvin_eval.system.errors import UserError
 from mutations import damaged
 from policies import small_policy
-from roboflamingo.checkpoint import save_policy
 from roboflamingo.cli.contents import describe
 from roboflamingo.cli.main import main
+from roboflamingo.weights.checkpoint import save_policy
 from synthetic import write_dataset
 
 

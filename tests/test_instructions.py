@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from calvin_eval.instructions import SPLITS, sentences, task_of
-from calvin_eval.tasks import TASKS
+from calvin_eval.benchmark.instructions import SPLITS, sentences, task_of
+from calvin_eval.benchmark.tasks import TASKS
 
 ALL = [(task, split, sentence) for task in TASKS for split in SPLITS for sentence in sentences(task, split)]
 

@@ -17,9 +17,9 @@ from policies import SENTENCES
 from published import as_mosaic, publish, randomise
 from roboflamingo.backbone.decoders import DECODERS, language_model
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.making import make_policy, read_language
-from roboflamingo.tokenizer import read_tokenizer
-from roboflamingo.weight_files import WeightsError
+from roboflamingo.weights.files import WeightsError
+from roboflamingo.weights.making import make_policy, read_language
+from roboflamingo.weights.tokenizer import read_tokenizer
 
 WIDTH, HEADS, LAYERS, TOKENS = 32, 4, 2, 50
 IDS = torch.arange(3, 11).unsqueeze(0)

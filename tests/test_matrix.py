@@ -11,17 +11,17 @@ from rich.console import Console
 
 from calvin_eval.protocol import Observation
 from roboflamingo.backbone.adapters import LoRAConfig
-from roboflamingo.backbone.flamingo import CrossAttentionConfig
+from roboflamingo.backbone.config import CrossAttentionConfig
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.checkpoint import load_policy
-from roboflamingo.control import PolicyController
 from roboflamingo.heads import HEADS, HeadConfig
-from roboflamingo.making import make_policy
-from roboflamingo.presets import preset
+from roboflamingo.policy.control import PolicyController
 from roboflamingo.training.config import ConfigError, DataConfig, TrainableConfig, TrainConfig
 from roboflamingo.training.datamodule import open_windows, with_statistics
 from roboflamingo.training.train import train
 from roboflamingo.training.trainable import choose_trainable, part_of
+from roboflamingo.weights.checkpoint import load_policy
+from roboflamingo.weights.making import make_policy
+from roboflamingo.weights.presets import preset
 from runs import tiny_policy, tiny_run
 from synthetic import write_dataset
 
@@ -99,7 +99,7 @@ def test_it_trains_saves_loads_and_acts(tmp_path, dataset, head, fusion, trainab
 
 def test_the_published_recipe_trains_as_many_numbers_as_the_reference():
     policy_config = preset("mpt-1b-dolly")
-    from roboflamingo.policy import RoboFlamingo
+    from roboflamingo.policy.roboflamingo import RoboFlamingo
 
     with torch.device("meta"):
         policy = RoboFlamingo(policy_config)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binom, multinomial
 
-from calvin_eval.metrics import ChainResult, mean_interval, paired_difference, summarize, wilson
+from calvin_eval.benchmark.metrics import ChainResult, mean_interval, paired_difference, summarize, wilson
 
 TASKS = ("a", "b", "c", "d", "e")
 RESULTS = [

@@ -8,8 +8,8 @@ import torch
 
 from policies import SENTENCES, a_batch, small_config, small_policy
 from roboflamingo.heads import HeadConfig, build_head
-from roboflamingo.inputs import AUXILIARY_SIZE, STATE_SIZES, auxiliary_targets, random_shift, state_vector
-from roboflamingo.pooling import Pooling
+from roboflamingo.policy.inputs import AUXILIARY_SIZE, STATE_SIZES, auxiliary_targets, random_shift, state_vector
+from roboflamingo.policy.pooling import Pooling
 
 
 @pytest.mark.parametrize("mask", ["action_mask", "frame_mask"])

@@ -16,15 +16,15 @@ from calvin_eval.protocol import Observation
 from calvin_eval.system.errors import UserError
 from policies import SENTENCES
 from published import LANGUAGE_MODELS, as_mosaic, pixels, publish
-from roboflamingo.backbone.flamingo import BackboneConfig
+from roboflamingo.backbone.config import BackboneConfig
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.vision import VisionConfig
-from roboflamingo.checkpoint import load_policy, save_policy
-from roboflamingo.control import PolicyController
-from roboflamingo.converting import convert
-from roboflamingo.making import make_policy
-from roboflamingo.policy import PolicyConfig
-from roboflamingo.weight_files import WeightsError, read_tensors
+from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.control import PolicyController
+from roboflamingo.weights.checkpoint import load_policy, save_policy
+from roboflamingo.weights.converting import convert
+from roboflamingo.weights.files import WeightsError, read_tensors
+from roboflamingo.weights.making import make_policy
 
 
 @pytest.fixture(scope="module", params=sorted(LANGUAGE_MODELS))

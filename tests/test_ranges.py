@@ -9,22 +9,21 @@ from typing import Any, Literal
 
 import pytest
 
-from calvin_eval.collect import CollectSettings
-from calvin_eval.demonstrations import EpisodeSettings, Noise
-from calvin_eval.evaluate import EvaluateSettings
+from calvin_eval.demonstrations.collect import CollectSettings
+from calvin_eval.demonstrations.episodes import EpisodeSettings, Noise
+from calvin_eval.evaluation.evaluate import EvaluateSettings
 from calvin_eval.system import ranges
 from calvin_eval.system.errors import UserError
-from roboflamingo.actions import Statistics
 from roboflamingo.backbone.adapters import LoRAConfig
-from roboflamingo.backbone.flamingo import BackboneConfig, CrossAttentionConfig, ResamplerConfig
+from roboflamingo.backbone.config import PRESETS, BackboneConfig, CrossAttentionConfig, ResamplerConfig
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.cli.collect import CollectConfig
 from roboflamingo.cli.demo import DemoConfig, Round
 from roboflamingo.cli.evaluate import EvaluateConfig
 from roboflamingo.heads import HeadConfig
-from roboflamingo.policy import PolicyConfig
-from roboflamingo.presets import PRESETS, preset
+from roboflamingo.policy.actions import Statistics
+from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.training.config import (
     ConfigError,
     DataConfig,
@@ -33,6 +32,7 @@ from roboflamingo.training.config import (
     TrainConfig,
     WandbConfig,
 )
+from roboflamingo.weights.presets import preset
 
 CONFIGS: dict[str, Callable[[], Any]] = {
     "data": lambda: DataConfig({"a": 1.0}),

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from recordings import FIRST, SECOND, Episodes, record, three_episodes, tree
 
+from calvin_eval.benchmark.tasks import TASKS
+from calvin_eval.demonstrations.recording import Recorder
+from calvin_eval.demonstrations.scene_config import merged_config
 from calvin_eval.protocol import NO_IMAGE
-from calvin_eval.recording import Recorder
-from calvin_eval.scene_config import merged_config
-from calvin_eval.tasks import TASKS
 from roboflamingo.data.annotations import load_plain_dict, read_segments
 
 

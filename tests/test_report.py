@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from calvin_eval.metrics import ChainResult, summarize
-from calvin_eval.report import print_table, read_metrics, write_report
-from calvin_eval.report.plots import learning_curves
-from calvin_eval.report.protocol import by_horizon, departures, protocol_table
+from calvin_eval.benchmark.metrics import ChainResult, summarize
+from calvin_eval.evaluation.report import print_table, read_metrics, write_report
+from calvin_eval.evaluation.report.plots import learning_curves
+from calvin_eval.evaluation.report.protocol import by_horizon, departures, protocol_table
 from calvin_eval.system.errors import UserError
 from mutations import damaged
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from calvin_eval.metrics import ChainResult, summarize
-from calvin_eval.report.reading import find, read_results, short_names
+from calvin_eval.benchmark.metrics import ChainResult, summarize
+from calvin_eval.evaluation.report.reading import find, read_results, short_names
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import write_json
 from calvin_eval.system.sealing import sealed

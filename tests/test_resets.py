@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from calvin_eval.experts import demonstrate
-from calvin_eval.starts import random_scene_obs
-from calvin_eval.world.playtable import PlayTable
-from calvin_eval.world.scenes import BUTTON_TRAVEL, SWITCH_TRAVEL
+from calvin_eval.demonstrations.experts import demonstrate
+from calvin_eval.demonstrations.starts import random_scene_obs
+from calvin_eval.worlds.playtable.scenes import BUTTON_TRAVEL, SWITCH_TRAVEL
+from calvin_eval.worlds.playtable.world import PlayTable
 
 DRIFT = np.array([0.3, -0.2, -0.5, 0.1, 0.0, 0.4, -1.0])
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from roboflamingo.backbone.flamingo import CrossAttentionConfig, ResamplerConfig
-from roboflamingo.checkpoint import load_policy
+from roboflamingo.backbone.config import CrossAttentionConfig, ResamplerConfig
 from roboflamingo.cli.arguments import parse_config
 from roboflamingo.cli.evaluate import EvaluateConfig
-from roboflamingo.presets import preset
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.train import train
+from roboflamingo.weights.checkpoint import load_policy
+from roboflamingo.weights.presets import preset
 from runs import metrics
 from synthetic import write_dataset
 

@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from calvin_eval.protocol import Observation
-from roboflamingo.backbone.flamingo import BackboneConfig
-from roboflamingo.checkpoint import load_policy
-from roboflamingo.control import PolicyController
+from roboflamingo.backbone.config import BackboneConfig
 from roboflamingo.data.errors import DataError
+from roboflamingo.policy.control import PolicyController
 from roboflamingo.training.config import ConfigError, DataConfig, TrainConfig
 from roboflamingo.training.train import train
+from roboflamingo.weights.checkpoint import load_policy
 from runs import deterministic_policy, metrics, tiny_run
 from synthetic import write_dataset, write_frame
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 import make_samples
-from calvin_eval.chains import CHAINS, chains, initial_state
-from calvin_eval.instructions import SPLITS, sentences
+from calvin_eval.__main__ import main as check_world
+from calvin_eval.benchmark.chains import CHAINS, chains, initial_state
+from calvin_eval.benchmark.instructions import SPLITS, sentences
+from calvin_eval.benchmark.tasks import TASKS, check
+from calvin_eval.benchmark.tasks import main as check_tasks
+from calvin_eval.demonstrations.scene_config import merged_config
 from calvin_eval.protocol import SCENES
-from calvin_eval.scene_config import merged_config
 from calvin_eval.system.errors import UserError
-from calvin_eval.tasks import TASKS, check
-from calvin_eval.tasks import main as check_tasks
-from calvin_eval.world.__main__ import main as check_world
-from calvin_eval.world.__main__ import tcp_errors
-from calvin_eval.world.playtable import PlayTable
+from calvin_eval.worlds.playtable.rollouts import tcp_errors
+from calvin_eval.worlds.playtable.world import PlayTable
 from make_samples import DATA
 from mutations import damaged
 

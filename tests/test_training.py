@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from roboflamingo.checkpoint import load_policy
 from roboflamingo.heads import HeadConfig
 from roboflamingo.training.checkpoint import load_state, save_state
 from roboflamingo.training.config import ConfigError, DataConfig, OptimizerConfig
@@ -23,6 +22,7 @@ from roboflamingo.training.ema import WeightAverage
 from roboflamingo.training.metrics import MetricsLog
 from roboflamingo.training.progress import Progress
 from roboflamingo.training.train import train
+from roboflamingo.weights.checkpoint import load_policy
 from runs import deterministic_policy, losses, metrics, tiny_policy, tiny_run
 from synthetic import write_dataset
 

@@ -19,11 +19,11 @@ from torch.distributed.tensor import DTensor
 from policies import a_batch, frozen_policy
 from processes import run_in_processes
 from roboflamingo.backbone.filling import halve
-from roboflamingo.checkpoint import load_policy
 from roboflamingo.training.checkpoint import load_state
 from roboflamingo.training.config import OptimizerConfig
 from roboflamingo.training.layers import shard
 from roboflamingo.training.train import train
+from roboflamingo.weights.checkpoint import load_policy
 from runs import deterministic_policy, losses, metrics, tiny_run, write_yaml
 from synthetic import write_dataset
 

@@ -15,14 +15,14 @@ from torch import nn
 
 from policies import a_batch, frozen_policy, small_config
 from roboflamingo.backbone.filling import halve
-from roboflamingo.checkpoint import WEIGHTS, load_policy
 from roboflamingo.heads import HeadConfig
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.checkpoint import load_state
 from roboflamingo.training.config import ConfigError, OptimizerConfig, TrainConfig
 from roboflamingo.training.datamodule import open_windows
 from roboflamingo.training.layers import checkpoint_activations, compile_layers
 from roboflamingo.training.train import fit
+from roboflamingo.weights.checkpoint import WEIGHTS, load_policy
 from runs import losses, tiny_run
 from synthetic import write_dataset
 

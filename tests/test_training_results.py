@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 
 from policies import a_batch, small_config
 from published import LANGUAGE_MODELS, publish
-from roboflamingo.actions import Absolute, Statistics, action_space
-from roboflamingo.backbone.flamingo import CrossAttentionConfig
-from roboflamingo.checkpoint import WEIGHTS, load_policy
+from roboflamingo.backbone.config import CrossAttentionConfig
 from roboflamingo.heads import HeadConfig
-from roboflamingo.making import make_policy
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy.actions import Absolute, Statistics, action_space
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.checkpoint import load_state
 from roboflamingo.training.config import ConfigError, OptimizerConfig, TrainableConfig, TrainConfig
 from roboflamingo.training.train import train
 from roboflamingo.training.trainable import choose_trainable, idle_parameters
+from roboflamingo.weights.checkpoint import WEIGHTS, load_policy
+from roboflamingo.weights.making import make_policy
 from runs import deterministic_policy, metrics, tiny_policy, tiny_run
 from synthetic import write_dataset
 

@@ -23,7 +23,7 @@ from calvin_eval.system.errors import UserError
 from calvin_eval.system.locks import folder_lock
 from processes import run_in_processes
 from roboflamingo.heads import HeadConfig
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.beforehand import space_of
 from roboflamingo.training.checkpoint import check_state, load_state, save_state
 from roboflamingo.training.config import OptimizerConfig, TrainableConfig, TrainConfig

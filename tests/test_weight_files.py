@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from mutations import damaged
-from roboflamingo.weight_files import WeightsError, read_tensors
-from roboflamingo.weights import assign
+from roboflamingo.weights.files import WeightsError, read_tensors
+from roboflamingo.weights.key_names import assign
 
 COUNT = 200
 

@@ -11,11 +11,11 @@ import yaml
 
 from calvin_eval.protocol import Observation
 from policies import small_config
-from roboflamingo.control import PolicyController
 from roboflamingo.data.windows import last_frames, to_tensors
 from roboflamingo.heads import HeadConfig
 from roboflamingo.heads.base import frame_at
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy.control import PolicyController
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.config import ConfigError
 from roboflamingo.training.datamodule import open_windows, with_statistics
 from roboflamingo.training.resolved import check_same_config, plain

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from calvin_eval.instructions import SPLITS, sentences
-from calvin_eval.tasks import TASKS
+from calvin_eval.benchmark.instructions import SPLITS, sentences
+from calvin_eval.benchmark.tasks import TASKS
 from roboflamingo.backbone.language import (
     END,
     IMAGE,

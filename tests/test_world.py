@@ -12,14 +12,15 @@ import pybullet_data
 import pytest
 from scipy.spatial import ConvexHull
 
+from calvin_eval.__main__ import main
+from calvin_eval.demonstrations.silhouettes import silhouette_overlap
+from calvin_eval.demonstrations.starts import random_scene_obs
 from calvin_eval.protocol import CONTROL_RATE_HZ, SCENES, Contact
-from calvin_eval.starts import random_scene_obs
-from calvin_eval.world.__main__ import main, tcp_errors
-from calvin_eval.world.cameras import CameraSizes
-from calvin_eval.world.playtable import PlayTable
-from calvin_eval.world.scenes import RESTING_ROBOT_OBS, scene_geometry
-from calvin_eval.world.shapes import MOST_TRIANGLES, read_obj, thinned
-from calvin_eval.world.silhouettes import silhouette_overlap
+from calvin_eval.worlds.playtable.cameras import CameraSizes
+from calvin_eval.worlds.playtable.rollouts import tcp_errors
+from calvin_eval.worlds.playtable.scenes import RESTING_ROBOT_OBS, scene_geometry
+from calvin_eval.worlds.playtable.shapes import MOST_TRIANGLES, read_obj, thinned
+from calvin_eval.worlds.playtable.world import PlayTable
 
 STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
 
@@ -103,7 +104,7 @@ def test_states_of_the_wrong_length_are_refused(world):
 def test_the_button_toggles_its_light_once_a_press(world):
     world.reset(None, np.concatenate([np.zeros(6), a_state()[6:]]), render=False)
     joint = world.table.joints[2]
-    from calvin_eval.world.bullet import pybullet
+    from calvin_eval.worlds.playtable.bullet import pybullet
 
     lit = []
     for depth in (0.0, 0.015, 0.015, 0.0, 0.015):
@@ -117,7 +118,7 @@ def test_a_lit_bulb_with_the_lever_down_goes_out_only_after_up_and_down(world):
     scene_obs = a_state()
     scene_obs[:6] = [0, 0, 0, 0, 1, 0]
     world.reset(None, scene_obs, render=False)
-    from calvin_eval.world.bullet import pybullet
+    from calvin_eval.worlds.playtable.bullet import pybullet
 
     lit = []
     for height in (0.0, 0.08, 0.0):
@@ -175,7 +176,7 @@ def test_images_have_calvins_sizes_unless_asked_otherwise_and_can_be_left_out():
 
 @pytest.mark.parametrize("scene", SCENES)
 def test_the_fast_renderer_sees_the_silhouettes_that_the_judge_sees(scene):
-    """A few states only, so a few pixels decide; `python -m calvin_eval.world silhouettes` compares more."""
+    """A few states only, so a few pixels decide; `python -m calvin_eval.worlds.playtable silhouettes` compares more."""
     overlap = silhouette_overlap(scene, states=10)
     assert len(overlap) == 6 and min(overlap.values()) >= 0.945, overlap
 

@@ -8,136 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from calvin_eval.system.errors import UserError
-from calvin_eval.system.ranges import AMOUNT, COUNT, FINITE, check_ranges
-from roboflamingo.backbone.adapters import Adapter, LoRAConfig, add_lora
+from roboflamingo.backbone.adapters import Adapter, add_lora
 from roboflamingo.backbone.attention import GatedCrossAttentionBlock, PerceiverResampler
+from roboflamingo.backbone.config import BackboneConfig
 from roboflamingo.backbone.decoders import DECODERS, language_model
-from roboflamingo.backbone.language import Instructions, LanguageConfig, word_tokenizer
-from roboflamingo.backbone.vision import VisionConfig, VisionEncoder
-
-Fusion = Literal["post", "pre", "two_way", "vit_concat", "static_only"]
-
-
-@dataclass
-class ResamplerConfig:
-    """Sizes of the resampler.
-
-    Attributes:
-        latents: tokens that a camera's image becomes.
-        depth: layers.
-        heads: of the attention.
-        head_width: of the attention.
-        separate: a second resampler of its own for the gripper camera.
-    """
-
-    latents: int = 8
-    depth: int = 1
-    heads: int = 4
-    head_width: int = 32
-    separate: bool = True
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "policy.backbone.resampler", latents=COUNT, depth=COUNT, heads=COUNT, head_width=COUNT)
-
-
-@dataclass
-class CrossAttentionConfig:
-    """Sizes of the gated cross-attention.
-
-    Attributes:
-        every: language layers from one to the next.
-        heads: of the attention.
-        head_width: of the attention.
-        gate: the gates' initial value. Flamingo's 0 suits a pre-trained language model; one that learns from
-            nothing learns faster with open gates.
-        residual: a frozen copy of the initial cross-attention follows the trained one, and the two are averaged.
-    """
-
-    every: int = 1
-    heads: int = 4
-    head_width: int = 32
-    gate: float = 1.0
-    residual: bool = False
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "policy.backbone.cross_attention", every=COUNT, heads=COUNT, head_width=COUNT, gate=FINITE)
-
-
-@dataclass
-class BackboneConfig:
-    """The vision-language model.
-
-    Attributes:
-        preset: the name of the published model (see `presets.py`) that the other keys come from, or `tiny`.
-        weights: published ones are read from the `source` of vision encoder and language model and from
-            `checkpoint` when a policy is first made; random ones need no file.
-        checkpoint: OpenFlamingo's weights of resampler and cross-attention: a name on the Hugging Face hub, or a
-            file; None begins with random ones.
-        vision: the vision encoder.
-        language: the language model.
-        resampler: what turns an image's tokens into a few.
-        cross_attention: how the text looks at them.
-        fusion: of the two cameras. post resamples each and joins the tokens; pre joins the patches and resamples
-            once; two_way lets the text look at each in a pass of its own; vit_concat shows it all frames of a
-            window at once; static_only leaves the gripper camera out.
-        adapter_width: of a bottleneck perceptron after every language layer (Houlsby et al. 2019,
-            arXiv 1902.00751); 0 for none.
-        lora: low-rank updates of frozen matrices.
-    """
-
-    preset: str = "tiny"
-    weights: Literal["random", "published"] = "random"
-    checkpoint: str | None = None
-    vision: VisionConfig = field(default_factory=VisionConfig)
-    language: LanguageConfig = field(default_factory=LanguageConfig)
-    resampler: ResamplerConfig = field(default_factory=ResamplerConfig)
-    cross_attention: CrossAttentionConfig = field(default_factory=CrossAttentionConfig)
-    fusion: Fusion = "post"
-    adapter_width: int = 0
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "policy.backbone", adapter_width=AMOUNT)
-        self._check_preset()
-        if self.weights == "random":  # the layers of published models are known when their folder is read
-            self.check_that_it_sees()
-        if self.resampler.separate and self.fusion in ("pre", "static_only"):
-            self.resampler = replace(self.resampler, separate=False)  # these resample but once
-
-    def check_that_it_sees(self) -> None:
-        """Makes sure that a layer that runs has cross-attention.
-
-        Raises:
-            UserError: none has.
-        """
-        run = self.language.layers - (self.language.output == "penultimate")
-        if self.cross_attention.every > run:
-            raise UserError(
-                f"policy.backbone.cross_attention.every is {self.cross_attention.every}, but only {run} language "
-                f"layers run, so that none would look at an image; it must be at least 1 and at most {run}"
-            )
-
-    def _check_preset(self) -> None:
-        """Makes sure that a preset's name does not stand alone, where it would change nothing."""
-        from roboflamingo.presets import PRESETS  # which are made of this class
-
-        if self.preset not in PRESETS:
-            raise UserError(
-                f"policy.backbone.preset {self.preset!r} does not exist; choose one of {', '.join(PRESETS)}"
-            )
-        if self.preset != "tiny" and (self.vision == VisionConfig() or self.language == LanguageConfig()):
-            raise UserError(
-                f"BackboneConfig(preset={self.preset!r}) has the sizes of tiny, as a name alone changes nothing; in "
-                f"Python, roboflamingo.presets.preset({self.preset!r}) makes the whole policy"
-            )
+from roboflamingo.backbone.language import Instructions, word_tokenizer
+from roboflamingo.backbone.vision import VisionEncoder
 
 
 class Text(NamedTuple):

@@ -219,7 +219,7 @@ def _apply_preset(parser: ArgumentParser, values: Namespace) -> bool:
     name = values.get("policy.backbone.preset")
     if name in (None, "tiny"):
         return False
-    from roboflamingo.presets import preset
+    from roboflamingo.weights.presets import preset
 
     parser.set_defaults(dict(leaves(preset(name), "policy.")))
     return True

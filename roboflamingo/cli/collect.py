@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from calvin_eval.check import check_demonstrators, print_check
-from calvin_eval.collect import CollectSettings, check_scenes, collect
+from calvin_eval.demonstrations.check import check_demonstrators, print_check
+from calvin_eval.demonstrations.collect import CollectSettings, check_scenes, collect
 from calvin_eval.protocol import Policy
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import COUNT, check_ranges

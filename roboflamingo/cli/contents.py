@@ -50,7 +50,7 @@ def _kind(folder: Path) -> str | None:
 
 def _file(path: Path) -> Rows:
     """A file of weights."""
-    from roboflamingo.weight_files import read_tensors
+    from roboflamingo.weights.files import read_tensors
 
     if path.name == "last.ckpt":
         yield path.name, f"what the run {path.parent} needs to go on; its policy is in {path.parent / 'policy'}"
@@ -99,8 +99,8 @@ def _data_set(folder: Path) -> Rows:
 
 
 def _collection(folder: Path) -> Rows:
-    from calvin_eval.pieces import NOTES
-    from calvin_eval.recording import PIECES
+    from calvin_eval.demonstrations.pieces import NOTES
+    from calvin_eval.demonstrations.recording import PIECES
 
     held = read_json(folder / "settings.json", "the settings of a collection")
     settings = _mapping(_mapping(held).get("settings", held))
@@ -215,7 +215,7 @@ def _policy(folder: Path) -> Rows:
     """What a policy is like, and the sizes of its parts."""
     from safetensors import SafetensorError, safe_open
 
-    from roboflamingo.checkpoint import CONFIG, WEIGHTS, check_policy, read_config
+    from roboflamingo.weights.checkpoint import CONFIG, WEIGHTS, check_policy, read_config
 
     check_policy(folder)
     config = read_config(folder / CONFIG)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from roboflamingo.cli.arguments import parse_config
-from roboflamingo.policy import PolicyConfig
+from roboflamingo.policy.config import PolicyConfig
 
 EXAMPLES = """
 roboflamingo convert --checkpoint checkpoint.pth --out policies/theirs --policy.backbone.preset mpt-1b-dolly
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     """Converts, and says what was made."""
     summary = "Turns an OpenFlamingo or RoboFlamingo checkpoint into a policy folder that needs no other file."
     config = parse_config(ConvertConfig, "convert", arguments, summary=summary, examples=EXAMPLES)
-    from roboflamingo.converting import convert
+    from roboflamingo.weights.converting import convert
 
     checkpoint, out = Path(config.checkpoint).expanduser(), Path(config.out).expanduser()
     policy = convert(checkpoint, out, config.policy, config.allow, overwrite=config.overwrite)

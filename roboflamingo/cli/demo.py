@@ -12,12 +12,12 @@ from typing import Any, Literal
 import yaml
 from rich.console import Console
 
-from calvin_eval.chains import CHAINS
-from calvin_eval.collect import SPLITS, CollectSettings, collect
-from calvin_eval.demonstrations import EpisodeSettings
-from calvin_eval.evaluate import EvaluateSettings
-from calvin_eval.recording import Recorder
-from calvin_eval.report import print_table, write_report
+from calvin_eval.benchmark.chains import CHAINS
+from calvin_eval.demonstrations.collect import SPLITS, CollectSettings, collect
+from calvin_eval.demonstrations.episodes import EpisodeSettings
+from calvin_eval.demonstrations.recording import Recorder
+from calvin_eval.evaluation.evaluate import EvaluateSettings
+from calvin_eval.evaluation.report import print_table, write_report
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import read_lines, write_json, write_text
 from calvin_eval.system.locks import folder_lock
@@ -27,7 +27,7 @@ from roboflamingo.cli import evaluate as evaluate_verb
 from roboflamingo.cli.arguments import parse_config
 from roboflamingo.cli.collect import acting_first
 from roboflamingo.cli.estimate import estimate, measure
-from roboflamingo.policy import PolicyConfig
+from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.training.config import DataConfig, OptimizerConfig, TrainConfig
 from roboflamingo.training.launching import is_launched
 from roboflamingo.training.precision import computes_in_bf16

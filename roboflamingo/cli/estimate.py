@@ -16,15 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from calvin_eval.demonstrations import EpisodeSettings, demonstrate_episode
+from calvin_eval.benchmark.tasks import TASKS
+from calvin_eval.demonstrations.episodes import EpisodeSettings, demonstrate_episode
+from calvin_eval.demonstrations.recording import Recorder
 from calvin_eval.protocol import Observation
-from calvin_eval.recording import Recorder
-from calvin_eval.tasks import TASKS
-from calvin_eval.world.playtable import PlayTable
-from roboflamingo.control import PolicyController
-from roboflamingo.making import make_policy
-from roboflamingo.policy import PolicyConfig, RoboFlamingo
+from calvin_eval.worlds.playtable.world import PlayTable
+from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.control import PolicyController
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.config import OptimizerConfig
+from roboflamingo.weights.making import make_policy
 
 EPISODES = 6
 TRAINING_STEPS = 12

@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from calvin_eval.evaluate import EvaluateSettings, evaluate
-from calvin_eval.report import print_table
+from calvin_eval.evaluation.evaluate import EvaluateSettings, evaluate
+from calvin_eval.evaluation.report import print_table
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import AMOUNT, COUNT, check_ranges
 from roboflamingo.cli.arguments import parse_given
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
-    """Evaluates as configured; see `calvin_eval.evaluate.evaluate`.
+    """Evaluates as configured; see `calvin_eval.evaluation.evaluate.evaluate`.
 
     Raises:
         FileNotFoundError: there is no policy in the folder.

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from calvin_eval.experts import Expert
+from calvin_eval.demonstrations.experts import Expert
 from calvin_eval.protocol import Policy
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.provenance import code_version, fingerprint
-from calvin_eval.world.cameras import CameraSizes
-from calvin_eval.world.playtable import PlayTable
+from calvin_eval.worlds.playtable.cameras import CameraSizes
+from calvin_eval.worlds.playtable.world import PlayTable
 
 EXPERT = "expert"
 """Stands for the scripted demonstrators where a policy folder is expected."""
@@ -28,11 +28,11 @@ def open_policy(
 
     Args:
         folder: of a saved policy, or `EXPERT`.
-        execute: see `roboflamingo.control.PolicyController`.
+        execute: see `roboflamingo.policy.control.PolicyController`.
         ensemble: likewise.
         scene: for the demonstrators, who need to know it.
         device: cpu or cuda.
-        rows: see `roboflamingo.control.PolicyController`.
+        rows: see `roboflamingo.policy.control.PolicyController`.
 
     Raises:
         UserError, FileNotFoundError: see `check_policy`; or the weights do not fit.
@@ -41,8 +41,8 @@ def open_policy(
         return Expert(scene)
     import torch
 
-    from roboflamingo.checkpoint import load_policy
-    from roboflamingo.control import PolicyController
+    from roboflamingo.policy.control import PolicyController
+    from roboflamingo.weights.checkpoint import load_policy
 
     torch.set_num_threads(1)
     return PolicyController(load_policy(Path(folder), device), execute, ensemble, rows=rows)
@@ -64,8 +64,8 @@ def check_policy(
         return {}
     import torch
 
-    from roboflamingo.checkpoint import CONFIG, WEIGHTS, read_config
-    from roboflamingo.control import check_execution
+    from roboflamingo.policy.control import check_execution
+    from roboflamingo.weights.checkpoint import CONFIG, WEIGHTS, read_config
 
     for name in (CONFIG, WEIGHTS):
         if not (Path(folder) / name).is_file():

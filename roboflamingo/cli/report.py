@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from calvin_eval.report import print_table, refuse_others, write_report
-from calvin_eval.report.reading import Found, find, read_results, short_names
-from calvin_eval.report.videos import captioned
+from calvin_eval.evaluation.report import print_table, refuse_others, write_report
+from calvin_eval.evaluation.report.reading import Found, find, read_results, short_names
+from calvin_eval.evaluation.report.videos import captioned
 from calvin_eval.system.errors import UserError
 from roboflamingo.cli.arguments import parse, verb_parser
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from calvin_eval.system.errors import UserError
-from roboflamingo.checkpoint import CONFIG, read_config
 from roboflamingo.cli.arguments import Given, parse_given
 from roboflamingo.cli.fields import leaves
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.train import TrainingStopped, train
+from roboflamingo.weights.checkpoint import CONFIG, read_config
 
 EXAMPLES = """
 roboflamingo train --config configs/train_tiny.yaml --run runs/tiny

@@ -19,7 +19,7 @@ roboflamingo weights get rpj-3b --cache /data/huggingface
 
 def main(arguments: Sequence[str]) -> None:
     """Downloads what is missing, checks all hashes, says where it lies."""
-    from roboflamingo.presets import PRESETS
+    from roboflamingo.backbone.config import PRESETS
 
     parser = verb_parser(
         "weights", "Brings a preset's published weights from the Hugging Face hub.", EXAMPLES, "get PRESET"
@@ -37,11 +37,11 @@ def get(preset: str, cache: Path | None = None, console: Console | None = None) 
     Raises:
         WeightsError: something cannot be had or is broken. Says what to do.
     """
-    from roboflamingo.hub import check_hashes, files_of, licence, published, snapshot
-    from roboflamingo.presets import PRESETS
+    from roboflamingo.weights.hub import check_hashes, files_of, licence, published, snapshot
+    from roboflamingo.weights.presets import preset as policy_of
 
     console = console or Console()
-    for source in published(PRESETS[preset]().backbone):
+    for source in published(policy_of(preset).backbone):
         folder = snapshot(source.name, source.files, cache)
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bar:

@@ -6,16 +6,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from roboflamingo.actions import Statistics
-from roboflamingo.checkpoint import CONFIG, WEIGHTS
-from roboflamingo.hub import checkpoint_file, clip_file, language_folder
-from roboflamingo.making import make_policy, read_language
-from roboflamingo.policy import PolicyConfig, RoboFlamingo
-from roboflamingo.tokenizer import read_tokenizer
+from roboflamingo.policy.actions import Statistics
+from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.config import ConfigError, TrainConfig
 from roboflamingo.training.extras import check_extras
 from roboflamingo.training.optimizer import weight_decay_groups
 from roboflamingo.training.trainable import choose_trainable
+from roboflamingo.weights.checkpoint import CONFIG, WEIGHTS
+from roboflamingo.weights.hub import checkpoint_file, clip_file, language_folder
+from roboflamingo.weights.making import make_policy, read_language
+from roboflamingo.weights.tokenizer import read_tokenizer
 
 STAND_IN = Statistics((0.0,), (1.0,))
 """Of a vector whose length only the data tell."""

@@ -16,10 +16,10 @@ from torch import nn
 
 from calvin_eval.system.files import naming, write_atomic
 from calvin_eval.system.provenance import BLOCK
-from roboflamingo.checkpoint import save_policy
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.config import ConfigError
 from roboflamingo.training.sharding import whole
+from roboflamingo.weights.checkpoint import save_policy
 
 FORMAT = 2
 TRAILER = b"roboflamingo.sha256:"

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, BELOW_ONE, COUNT, INSIDE_ONE, SEED, SHARE, check_ranges
-from roboflamingo.policy import PolicyConfig
+from roboflamingo.policy.config import PolicyConfig
 
 
 class ConfigError(UserError):

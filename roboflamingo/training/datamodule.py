@@ -13,7 +13,6 @@ from lightning.pytorch import LightningDataModule
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from roboflamingo.actions import pose_statistics, vector_statistics
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.frames import PackSettings, vector_length
 from roboflamingo.data.packing import pack_all
@@ -21,7 +20,8 @@ from roboflamingo.data.sampling import BatchNumbers, WindowStream, held_out_numb
 from roboflamingo.data.split import folder_at, read_split
 from roboflamingo.data.store import read_sealed, write_sealed
 from roboflamingo.data.windows import Windows, to_tensors
-from roboflamingo.policy import PolicyConfig
+from roboflamingo.policy.actions import pose_statistics, vector_statistics
+from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.training.config import ConfigError, TrainConfig
 
 DATA = "data.json"

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
 from roboflamingo.backbone.flamingo import FlamingoLayer
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 
 
 def language_layers(policy: RoboFlamingo) -> Iterator[nn.Module]:

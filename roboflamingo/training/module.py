@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.finite import FiniteWatch, stops
 from roboflamingo.training.layers import shard

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from calvin_eval.system.files import write_text
-from roboflamingo.policy import PolicyConfig
+from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.training.config import ConfigError, DataConfig, TrainConfig
 
 FREE_TO_CHANGE = frozenset(

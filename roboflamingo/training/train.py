@@ -18,10 +18,8 @@ from rich.console import Console
 
 from calvin_eval.system.locks import folder_lock
 from roboflamingo.backbone.filling import halve
-from roboflamingo.checkpoint import CONFIG, load_policy, read_config
 from roboflamingo.data.windows import Windows
-from roboflamingo.making import make_policy
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.beforehand import check_beforehand, check_start
 from roboflamingo.training.checkpoint import check_state, load_state, load_trained_weights
 from roboflamingo.training.config import TrainConfig
@@ -36,6 +34,8 @@ from roboflamingo.training.resolved import check_same_config, unused_keys, write
 from roboflamingo.training.session import Session
 from roboflamingo.training.stopping import Patience
 from roboflamingo.training.trainable import choose_trainable, idle_parameters
+from roboflamingo.weights.checkpoint import CONFIG, load_policy, read_config
+from roboflamingo.weights.making import make_policy
 
 
 class TrainingStopped(Exception):  # noqa: N818 (it is no error)

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from roboflamingo.data.windows import last_frames
 from roboflamingo.heads import Draws, Prediction
 from roboflamingo.heads.base import ACTION, frame_at
-from roboflamingo.policy import RoboFlamingo
+from roboflamingo.policy.roboflamingo import RoboFlamingo
 
 
 @torch.no_grad()

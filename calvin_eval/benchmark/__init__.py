@@ -1,0 +1,1 @@
+"""CALVIN's tasks, chains, sentences and rates."""

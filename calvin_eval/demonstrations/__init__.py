@@ -1,0 +1,1 @@
+"""Demonstrators, and what records them as CALVIN folders."""

@@ -1,0 +1,1 @@
+"""Runs policies through episodes, and reports what came of it."""

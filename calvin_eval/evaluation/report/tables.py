@@ -1,0 +1,69 @@
+"""Lines of a report's tables: each evaluation's figures, and how evaluations differ chain by chain."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from calvin_eval.benchmark.metrics import LENGTH, mean_interval, paired_difference, wilson
+from calvin_eval.evaluation.report.protocol import Results, departures, same_chains
+
+MOST_COMPARED = 6
+"""Evaluations of which every pair is compared; of more, each is with the first."""
+
+
+def row(label: str, results: Results) -> dict[str, Any]:
+    """A line of the table of results. Intervals are computed here, so that old results have the same kind."""
+    low, high = length_interval(results)
+    rates = [results["chain_sr"][str(k)] for k in range(1, LENGTH + 1)]
+    bounds = [wilson(round(rate * results["chains"]), results["chains"]) for rate in rates]
+    return {
+        "label": label,
+        "rates": [
+            {"value": f"{100 * rate:.1f}", "interval": "{:.0f}-{:.0f}".format(*(100 * b for b in bound))}
+            for rate, bound in zip(rates, bounds, strict=True)
+        ],
+        "length": f"{results['avg_seq_len']:.2f}",
+        "interval": f"[{low:.2f}, {high:.2f}]",
+        "chains": str(results["chains"]),
+        "departures": departures(results),
+    }
+
+
+def differences(evaluations: Mapping[str, Results]) -> list[dict[str, Any]]:
+    """Average lengths compared chain by chain, for evaluations that ran the same chains."""
+    pairs = list(itertools.combinations(evaluations, 2))
+    if len(evaluations) > MOST_COMPARED:
+        first = next(iter(evaluations))
+        pairs = [pair for pair in pairs if pair[0] == first]
+    rows = []
+    for one, other in pairs:
+        before, after = evaluations[one], evaluations[other]
+        if not same_chains(before, after):
+            continue
+        lengths = [{int(k): n for k, n in results.get("lengths", {}).items()} for results in (before, after)]
+        found = paired_difference(lengths[1], lengths[0], before["settings"].get("seed", 0))
+        if found is not None:
+            low, high = found.interval
+            rows.append(
+                {
+                    "first": other,
+                    "second": one,
+                    "value": f"{found.mean:+.2f}",
+                    "interval": f"[{low:+.2f}, {high:+.2f}]",
+                    "chains": found.chains,
+                    "certain": low > 0 or high < 0,
+                }
+            )
+    return rows
+
+
+def length_interval(results: Results) -> list[float]:
+    """The interval of the average length, from how many chains reached each length."""
+    chains = results["chains"]
+    reached = [chains, *(round(results["chain_sr"][str(k)] * chains) for k in range(1, LENGTH + 1)), 0]
+    lengths = np.repeat(np.arange(LENGTH + 1), [more - fewer for more, fewer in itertools.pairwise(reached)])
+    return mean_interval(lengths, 0, LENGTH, results["settings"].get("seed", 0))

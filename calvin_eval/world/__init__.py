@@ -1,5 +1,0 @@
-"""CALVIN's play table, embedded: four scenes, the robot, two cameras, on pybullet physics.
-
-Import `PlayTable` from `calvin_eval.world.playtable` and geometry, which needs no simulator, from
-`calvin_eval.world.scenes`.
-"""

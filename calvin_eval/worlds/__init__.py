@@ -1,0 +1,1 @@
+"""Simulators that the benchmark runs in."""

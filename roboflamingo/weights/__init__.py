@@ -1,0 +1,1 @@
+"""Published models and saved policies: names, files, folders."""

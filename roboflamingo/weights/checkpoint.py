@@ -1,0 +1,221 @@
+"""Saves and loads policies: a folder with weights (safetensors), the resolved config, a tokenizer, and checksums.
+
+Nothing is unpickled, and no code that a folder brings is run. `sha256.json` is written last and lists the SHA-256 of
+every other file, as `sha256sum` prints it, so that nothing changed is taken for what was saved. Folders without one,
+from before it was written, are read with what checks can be made.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from calvin_eval.system.errors import UserError
+from calvin_eval.system.files import naming, read_json, replace_folder, write_json, write_text
+from calvin_eval.system.provenance import sha256
+from roboflamingo.backbone.filling import allocate
+from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.roboflamingo import RoboFlamingo
+from roboflamingo.weights.files import strange
+from roboflamingo.weights.tokenizer import open_tokenizer
+
+WEIGHTS, CONFIG, TOKENIZER, SUMS = "weights.safetensors", "config.yaml", "tokenizer", "sha256.json"
+RUN = ("policy", "policy_best", "train/policy")
+"""Where a run keeps its policies."""
+
+
+def save_policy(policy: RoboFlamingo, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Writes a policy into a folder, which at any moment is the old one or the new one, or for an instant missing.
+
+    The folder needs nothing besides: all weights are in it, and the language model's tokenizer.
+
+    The auxiliary layer stays with it, so that training can go on from here; running the policy ignores it.
+
+    Args:
+        policy: what to write.
+        folder: where to; another policy there is replaced.
+        weights: its state, where the policy itself holds but a share of it.
+
+    Raises:
+        UserError: the folder holds something else than a policy.
+        OSError: the disk is full, or cannot be written to. Names the file.
+    """
+    check_replaceable(folder)
+    fresh = folder.with_name(f".{folder.name}.part")
+    with naming(fresh):
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(parents=True)
+        try:
+            _save_weights(policy.state_dict() if weights is None else weights, fresh / WEIGHTS)
+            if not policy.config.backbone.language.words:
+                policy.backbone.instructions.tokenizer.save_pretrained(fresh / TOKENIZER)
+            write_text(fresh / CONFIG, yaml.safe_dump(_plain(asdict(policy.config)), sort_keys=False))
+            write_json(fresh / SUMS, {name: sha256(fresh / name) for name in _files(fresh)})
+            replace_folder(fresh, folder)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+
+
+def _save_weights(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Writes them until they are on the disk, in the mode of other files, which safetensors does not keep to."""
+    path.touch()
+    mode = path.stat().st_mode
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+    except SafetensorError as error:  # which is how it says that the disk is full
+        raise OSError(f"{path} cannot be written: {error}") from error
+    path.chmod(mode)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def check_replaceable(folder: Path) -> None:
+    """Refuses to write a policy over what is none.
+
+    Raises:
+        UserError: the folder holds other files, or is a file.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; a policy is a folder: choose another name")
+    if folder.is_dir():
+        for entry in sorted(folder.iterdir()):
+            if entry.name not in (WEIGHTS, CONFIG, TOKENIZER, SUMS, f".{WEIGHTS}", f".{CONFIG}"):
+                raise UserError(f"{folder} holds {entry.name}, which is no part of a policy; choose another folder")
+
+
+def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> RoboFlamingo:
+    """The policy that `save_policy` wrote, in evaluation mode.
+
+    Raises:
+        UserError: the folder holds no policy, or a damaged or changed one. Names file and key.
+        OSError: a file cannot be read.
+    """
+    folder = Path(folder)
+    check_policy(folder)
+    weights = _read_weights(folder / WEIGHTS)
+    policy = _build(folder)
+    expected = policy.state_dict()
+    for name in sorted(expected.keys() ^ weights.keys()):
+        what = "lacks" if name in expected else "has the unexpected"
+        raise UserError(f"{folder / WEIGHTS} {what} tensor {name}; weights and {CONFIG} are not of one policy")
+    for name, tensor in weights.items():
+        wanted = expected[name].shape
+        if tensor.shape != wanted:
+            raise UserError(
+                f"{folder / WEIGHTS}: {name} is {tuple(tensor.shape)}, but {CONFIG} asks for {tuple(wanted)}"
+            )
+        if tensor.is_floating_point() != expected[name].is_floating_point():
+            raise UserError(f"{folder / WEIGHTS}: {name} holds {tensor.dtype}, but {expected[name].dtype} is needed")
+    policy.load_state_dict({name: tensor.to(expected[name].dtype) for name, tensor in weights.items()}, assign=True)
+    return policy.to(device).eval()
+
+
+def check_policy(folder: Path) -> None:
+    """Finds out whether a folder holds a policy as it was saved: all files, and, where it lists them, their checksums.
+
+    Raises:
+        UserError: it does not. Names the file, and where a policy is instead.
+        OSError: a file cannot be read.
+    """
+    if not folder.is_dir():
+        what = "is a file, and a policy is a folder" if folder.is_file() else "does not exist"
+        raise UserError(f"{folder} {what}; give a folder with {CONFIG} and {WEIGHTS}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            inside = [str(folder / part) for part in RUN if (folder / part / CONFIG).is_file()]
+            hint = f"; it is a run, and its policy is {' or '.join(inside)}" if inside else ""
+            raise UserError(f"{folder} holds no policy: {name} is missing{hint}")
+    if (folder / SUMS).is_file():
+        _check_sums(folder)
+
+
+def _check_sums(folder: Path) -> None:
+    sums = read_json(folder / SUMS, "the checksums of a policy's files")
+    if not isinstance(sums, dict) or not all(isinstance(value, str) for value in sums.values()):
+        raise UserError(f"{folder / SUMS} should hold the checksums of a policy's files and is damaged")
+    for name in sorted(sums.keys() ^ set(_files(folder))):
+        what = f"is missing, and {SUMS} lists it" if name in sums else f"is not in {SUMS}"
+        raise UserError(f"{folder / name} {what}; bring the whole folder again")
+    for name, wanted in sums.items():
+        if sha256(folder / name) != wanted:
+            raise UserError(
+                f"{folder / name} is not as it was saved: its checksum differs. Bring it again; or, if you changed it "
+                f"on purpose, delete {folder / SUMS}"
+            )
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of a policy that checksums are for; the large one last."""
+    tokenizer = sorted(path for path in (folder / TOKENIZER).rglob("*") if path.is_file())
+    return [CONFIG, *(path.relative_to(folder).as_posix() for path in tokenizer), WEIGHTS]
+
+
+def _build(folder: Path) -> RoboFlamingo:
+    """The policy that a folder's config describes, with memory but without weights.
+
+    Raises:
+        UserError: there can be no such policy, or it needs a package that is not installed.
+    """
+    config = read_config(folder / CONFIG)
+    tokenizer = open_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else None
+    if tokenizer is None and not config.backbone.language.words:
+        raise UserError(f"{folder / TOKENIZER} is missing, and {CONFIG} names no words")
+    try:
+        policy = RoboFlamingo(config, tokenizer, empty=True)
+        allocate(policy.backbone)
+    except ImportError as error:
+        raise UserError(f"{folder}: {error}") from error
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
+        raise UserError(f"{folder / CONFIG} describes no policy that can be: {error}") from error
+    return policy
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    with path.open("rb") as file:
+        if what := strange(file.read(256)):
+            raise UserError(f"{path} {what}")
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, KeyError, RuntimeError, MemoryError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {error}; bring it again") from error
+
+
+def read_config(path: Path) -> PolicyConfig:
+    """A policy's config from its YAML file.
+
+    Raises:
+        UserError: it is missing, damaged, has an unknown key or a value of the wrong type; names file and key.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(PolicyConfig, "policy")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; it should hold the configuration of a policy") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} should hold the keys of a policy; it holds {str(values)[:80]!r}")
+    try:
+        parsed = parser.parse_object({"policy": values})
+        config: PolicyConfig = parser.instantiate_classes(parsed).policy
+    except (jsonargparse.ArgumentError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
