@@ -21,7 +21,7 @@ import torch
 from facts import made_on
 from reference_way import SENTENCES, SWITCHES, add_arguments, parsed, policy_for, policy_of
 
-from calvin_eval.protocol import Observation
+from calvin_eval.protocol import Observation, calvin_observation
 from roboflamingo.policy.control import PolicyController
 
 CHUNK = 5
@@ -31,7 +31,7 @@ def observations(count: int) -> list[Observation]:
     """Random pictures and states."""
     random = np.random.default_rng(0)
     return [
-        Observation(
+        calvin_observation(
             random.integers(0, 256, (200, 200, 3), np.uint8),
             random.integers(0, 256, (84, 84, 3), np.uint8),
             random.normal(size=15),

@@ -11,7 +11,7 @@ Non-obvious behaviours
       pose, not to the measured one (CALVIN SPEC 1.4), so a blocked arm winds up unless the caller holds back.
     - Chunks are executed whole: whoever runs a policy executes all K actions that `Policy.act` returned before
       it observes again. How many of its predicted actions a policy gives away is the policy's own choice.
-    - `render=False` leaves the two images empty, for callers who only need the state.
+    - `render=False` leaves images out, for callers who only need the state.
 """
 
 from __future__ import annotations
@@ -37,30 +37,53 @@ BLOCKS = ("block_red", "block_blue", "block_pink")
 DOORS = ("base__slide", "base__drawer")
 LIGHTS = ("lightbulb", "led")
 
-NO_IMAGE = np.zeros((0, 0, 3), np.uint8)
-"""Stands for an image that was not rendered."""
+STATIC, GRIPPER = "rgb_static", "rgb_gripper"
+"""CALVIN's cameras: the one that looks at the whole table, and the one on the hand."""
+ROBOT_OBS, SCENE_OBS = "robot_obs", "scene_obs"
+"""CALVIN's states: of the robot, and of the table (privileged)."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What the robot perceives at one control step (30 Hz).
+    """What is known at one control step. Arrays go by name; which names there are, the environment says.
 
     Attributes:
-        rgb_static: (200, 200, 3) uint8, or the size asked of the simulator; `NO_IMAGE` when not rendered.
-        rgb_gripper: (84, 84, 3) uint8, likewise.
-        robot_obs: (15,) float64: tool position 3, euler xyz 3, finger opening 1, arm joints 7, last gripper
-            command 1 (CALVIN SPEC 1.2).
-        scene_obs: (24,) float64: slide, drawer, button, switch, lightbulb, led, then position and euler xyz of
-            three blocks **in the scene's own block order** (CALVIN SPEC 1.3). Privileged: demonstrators,
-            oracle and auxiliary losses only; None where nobody knows it.
-        vectors: what else is measured, by name: force, tactile features ...
+        images: (H, W, 3) uint8 by camera; none where nothing was rendered. CALVIN: `rgb_static` (200, 200, 3) and
+            `rgb_gripper` (84, 84, 3), or the sizes asked of the simulator.
+        state: (n,) floats by name. CALVIN: `robot_obs` (15,): tool position 3, euler xyz 3, finger opening 1, arm
+            joints 7, last gripper command 1 (CALVIN SPEC 1.2).
+        privileged: the same for what no robot could measure; only demonstrators, oracle and auxiliary losses read it.
+            CALVIN: `scene_obs` (24,): slide, drawer, button, switch, lightbulb, led, then position and euler xyz of
+            three blocks **in the scene's own block order** (CALVIN SPEC 1.3).
     """
 
-    rgb_static: np.ndarray
-    rgb_gripper: np.ndarray
-    robot_obs: np.ndarray
-    scene_obs: np.ndarray | None = None
-    vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
+    state: Mapping[str, np.ndarray] = field(default_factory=dict)
+    privileged: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def calvin_observation(
+    rgb_static: np.ndarray | None,
+    rgb_gripper: np.ndarray | None,
+    robot_obs: np.ndarray,
+    scene_obs: np.ndarray | None = None,
+    **state: np.ndarray,
+) -> Observation:
+    """An observation under CALVIN's names.
+
+    Args:
+        rgb_static: (H, W, 3) uint8, or None where it was not rendered.
+        rgb_gripper: likewise.
+        robot_obs: (15,).
+        scene_obs: (24,), or None where nobody knows it.
+        state: what else is measured, by name: force, tactile features ...
+    """
+    images = {STATIC: rgb_static, GRIPPER: rgb_gripper}
+    return Observation(
+        {name: image for name, image in images.items() if image is not None},
+        {ROBOT_OBS: robot_obs, **state},
+        {} if scene_obs is None else {SCENE_OBS: scene_obs},
+    )
 
 
 class Contact(NamedTuple):

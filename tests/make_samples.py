@@ -93,7 +93,7 @@ def rollouts(scene: str) -> dict[str, np.ndarray]:
             robot_obs, contacts = [], []
             for action in actions:
                 observation = world.step(action, render=False)
-                robot_obs.append(observation.robot_obs)
+                robot_obs.append(observation.state["robot_obs"])
                 contacts.append(len(world.info().robot_contacts))
             records.append(
                 {
@@ -101,7 +101,7 @@ def rollouts(scene: str) -> dict[str, np.ndarray]:
                     "robot_obs": np.array(robot_obs),
                     "reset_robot_obs": RESTING_ROBOT_OBS,
                     "reset_scene_obs": scene_obs,
-                    "last_scene_obs": observation.scene_obs,
+                    "last_scene_obs": observation.privileged["scene_obs"],
                     "robot_contacts": np.array(contacts),
                 }
             )

@@ -114,8 +114,9 @@ def test_in_every_scene_blocks_lie_still_where_the_condition_puts_them(scene: st
             world.reset(robot_obs, scene_obs, render=False)
             for _ in range(15):
                 observation = world.step(idle, render=False)
-            assert observation.scene_obs is not None
-            assert observation.scene_obs[0] == pytest.approx(limit if condition.slider == "left" else 0, abs=1e-3)
+            assert "scene_obs" in observation.privileged
+            slide = observation.privileged["scene_obs"][0]
+            assert slide == pytest.approx(limit if condition.slider == "left" else 0, abs=1e-3)
             info = world.info()
             for index, name in enumerate(scene_geometry(scene).block_order):
                 place = getattr(condition, f"{name.removeprefix('block_')}_block")

@@ -34,14 +34,14 @@ def test_the_folder_has_calvins_name_and_files(data):
 
 def test_every_annotated_frame_is_there_and_labels_are_the_demonstrators(data):
     from calvin_eval.demonstrations.experts import demonstrate
-    from calvin_eval.protocol import NO_IMAGE, Observation
+    from calvin_eval.protocol import calvin_observation
 
     segments = read_segments(data / "training")
     assert segments
     for segment in segments:
         for frame in range(segment.start, segment.stop):
             with np.load(data / "training" / f"episode_{frame:07d}.npz") as file:
-                seen = Observation(NO_IMAGE, NO_IMAGE, file["robot_obs"], file["scene_obs"])
+                seen = calvin_observation(None, None, file["robot_obs"], file["scene_obs"])
                 np.testing.assert_array_equal(file["rel_actions"], demonstrate(segment.task, seen, "D"))
                 assert file["rgb_static"].shape == (200, 200, 3) and file["rgb_gripper"].shape == (84, 84, 3)
 

@@ -22,7 +22,7 @@ from acting import Stubborn
 from calvin_eval.demonstrations.collect import CollectSettings, collect
 from calvin_eval.demonstrations.episodes import NO_NOISE, EpisodeSettings, demonstrate_task
 from calvin_eval.demonstrations.experts import demonstrate
-from calvin_eval.protocol import NO_IMAGE, Memory, Observation, Policy
+from calvin_eval.protocol import Memory, Observation, Policy, calvin_observation
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.worlds.playtable.world import PlayTable
@@ -42,7 +42,10 @@ class Drifting(Stubborn):
     def act(
         self, observations: Sequence[Observation], memories: Sequence[Memory]
     ) -> tuple[np.ndarray, Sequence[Memory]]:
-        assert all(o.rgb_static.shape == (200, 200, 3) and o.rgb_gripper.shape == (84, 84, 3) for o in observations)
+        assert all(
+            o.images["rgb_static"].shape == (200, 200, 3) and o.images["rgb_gripper"].shape == (84, 84, 3)
+            for o in observations
+        )
         return super().act(observations, memories)
 
 
@@ -78,7 +81,7 @@ def test_where_a_policy_acts_frames_carry_the_demonstrators_labels(data: Path) -
     for segment in read_segments(data / "training"):
         for number in range(segment.start, segment.stop - 1):
             now, after = (np.load(data / "training" / f"episode_{n:07d}.npz") for n in (number, number + 1))
-            seen = Observation(NO_IMAGE, NO_IMAGE, now["robot_obs"], now["scene_obs"])
+            seen = calvin_observation(None, None, now["robot_obs"], now["scene_obs"])
             np.testing.assert_array_equal(now["rel_actions"], demonstrate(segment.task, seen, "D"))
             moved = after["robot_obs"][:3] - now["robot_obs"][:3]
             frames, acted = frames + 1, acted + int(np.allclose(moved / 0.02, PUSH[:3], atol=0.1))
@@ -269,7 +272,7 @@ def test_a_policy_sees_images_where_it_looks_though_none_are_recorded(world: Pla
     actor = Drifting()
     segment = demonstration(world, actor)
     assert len(actor.batches) >= 3
-    assert all(observation.rgb_static.size == 0 for observation in segment.observations)
+    assert all(not observation.images for observation in segment.observations)
 
 
 @pytest.mark.parametrize(

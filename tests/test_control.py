@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from calvin_eval.protocol import NO_IMAGE, Observation
+from calvin_eval.protocol import calvin_observation
 from calvin_eval.system.errors import UserError
 from policies import SENTENCES, small_config, small_policy
 from roboflamingo.backbone.config import BackboneConfig, ResamplerConfig
@@ -21,7 +21,7 @@ from roboflamingo.policy.roboflamingo import RoboFlamingo
 def observations(count, seed=0):
     rng = np.random.default_rng(seed)
     return [
-        Observation(
+        calvin_observation(
             rng.integers(0, 256, (48, 48, 3), np.uint8),
             rng.integers(0, 256, (32, 32, 3), np.uint8),
             rng.normal(size=15),
@@ -193,7 +193,7 @@ def test_a_caller_that_keeps_back_what_a_policy_must_see_is_told():
 
 def test_a_policy_that_sees_refuses_to_be_blind():
     controller = PolicyController(small_policy())
-    blind = Observation(NO_IMAGE, NO_IMAGE, np.zeros(15))
+    blind = calvin_observation(None, None, np.zeros(15))
     with pytest.raises(UserError, match="renders none: choose a renderer"):
         controller.act([blind], [controller.start(SENTENCES[0])])
 

@@ -45,7 +45,7 @@ class Repeating(Expert):
     def act(
         self, observations: Sequence[Observation], memories: Sequence[Memory]
     ) -> tuple[np.ndarray, Sequence[Memory]]:
-        assert all(observation.rgb_static.shape == (200, 200, 3) for observation in observations)
+        assert all(observation.images["rgb_static"].shape == (200, 200, 3) for observation in observations)
         actions, memories = super().act(observations, memories)
         slower = actions * ([1 / self.repeat] * 6 + [1])
         return np.repeat(slower, self.repeat, axis=1), memories

@@ -22,7 +22,7 @@ from calvin_eval.demonstrations.experts.motion import SHOULDER, WRIST_REACH, rea
 from calvin_eval.demonstrations.experts.state import State
 from calvin_eval.demonstrations.starts import possible, random_scene_obs, start_for
 from calvin_eval.evaluation.leash import TargetLeash
-from calvin_eval.protocol import NO_IMAGE, SCENES, Observation
+from calvin_eval.protocol import SCENES, calvin_observation
 from calvin_eval.worlds.playtable.scenes import RESTING_ROBOT_OBS, scene_geometry
 from calvin_eval.worlds.playtable.world import PlayTable
 
@@ -36,7 +36,7 @@ def worlds():
 
 
 def resting(scene_obs):
-    return Observation(NO_IMAGE, NO_IMAGE, RESTING_ROBOT_OBS, scene_obs)
+    return calvin_observation(None, None, RESTING_ROBOT_OBS, scene_obs)
 
 
 def test_every_task_has_a_demonstrator():
@@ -84,9 +84,9 @@ def test_a_turned_block_that_floats_on_standing_fingers_is_dropped():
     robot_obs[:3] = (*scene_obs[red : red + 2], 0.455)
     robot_obs[3:7] = (np.pi, 0.0, np.pi / 2, 0.04)
     scene_obs[red + 5] = np.pi / 2
-    floating = Observation(NO_IMAGE, NO_IMAGE, robot_obs, scene_obs.copy())
+    floating = calvin_observation(None, None, robot_obs, scene_obs.copy())
     scene_obs[red + 2] = 0.4596
-    lying = Observation(NO_IMAGE, NO_IMAGE, robot_obs, scene_obs)
+    lying = calvin_observation(None, None, robot_obs, scene_obs)
     assert demonstrate("rotate_red_block_left", floating, "D")[6] == 1.0
     assert demonstrate("rotate_red_block_left", lying, "D")[6] == -1.0
 
@@ -151,7 +151,7 @@ def test_the_expert_is_a_policy_that_follows_sentences(worlds):
 
 
 def test_demonstrators_say_when_the_state_is_not_given():
-    blind = Observation(NO_IMAGE, NO_IMAGE, RESTING_ROBOT_OBS, None)
+    blind = calvin_observation(None, None, RESTING_ROBOT_OBS, None)
     with pytest.raises(ValueError, match="scene_obs"):
         demonstrate("open_drawer", blind, "D")
 
@@ -169,5 +169,5 @@ def test_tilt_is_the_inverse_of_what_the_state_reports():
         roll, pitch = tilt(lean, yaw)
         robot = RESTING_ROBOT_OBS.copy()
         robot[3:6] = np.pi + roll, pitch, yaw
-        state = State.read(Observation(NO_IMAGE, NO_IMAGE, robot, np.zeros(24)), "D")
+        state = State.read(calvin_observation(None, None, robot, np.zeros(24)), "D")
         np.testing.assert_allclose(state.lean, lean, atol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from calvin_eval.protocol import Observation
+from calvin_eval.protocol import calvin_observation
 from policies import SENTENCES, a_batch, small_config, small_policy
 from roboflamingo.policy.control import PolicyController
 from roboflamingo.policy.roboflamingo import RoboFlamingo
@@ -75,7 +75,7 @@ def test_joined_frames_act_on_the_window_so_far():
     torch.nn.init.normal_(policy.frame_embedding)
     random = np.random.default_rng(0)
     frames = [
-        Observation(random.integers(0, 256, (32, 32, 3), np.uint8), random.integers(0, 256, (32, 32, 3), np.uint8),
+        calvin_observation(random.integers(0, 256, (32, 32, 3), np.uint8), random.integers(0, 256, (32, 32, 3), np.uint8),
                     random.normal(size=15))
         for _ in range(5)
     ]  # fmt: skip
@@ -116,7 +116,7 @@ def test_named_vectors_are_read_from_the_data_normalised_and_asked_for(tmp_path)
     image = np.zeros((24, 24, 3), np.uint8)
 
     def act(**vectors):
-        observation = Observation(image, image[:16, :16], np.zeros(15), vectors=vectors)
+        observation = calvin_observation(image, image[:16, :16], np.zeros(15), vectors=vectors)
         return controller.act([observation], [memory])[0]
 
     assert not np.allclose(act(force=np.array([0.0, 100, 0])), act(force=np.array([90.0, 100, 0])))
@@ -131,7 +131,9 @@ def test_absolute_actions_are_trained_and_executed(tmp_path):
     assert len(policy.config.statistics["actions"].centre) == 6
     controller = PolicyController(policy, 3)
     image = np.zeros((24, 24, 3), np.uint8)
-    actions, _ = controller.act([Observation(image, image[:16, :16], np.zeros(15))], [controller.start(SENTENCES[0])])
+    actions, _ = controller.act(
+        [calvin_observation(image, image[:16, :16], np.zeros(15))], [controller.start(SENTENCES[0])]
+    )
     assert actions.shape == (1, 3, 7) and np.abs(actions).max() <= 1
 
 

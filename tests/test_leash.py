@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from calvin_eval.benchmark.chains import chains, initial_state
 from calvin_eval.evaluation.leash import ANGLE_PER_METRE, SCALE, TargetLeash
-from calvin_eval.protocol import NO_IMAGE, Info, Observation
+from calvin_eval.protocol import Info, Observation, calvin_observation
 from calvin_eval.worlds.playtable.world import PlayTable
 
 UP, DOWN = (np.array([0.0, 0, z, 0, 0, 0, -1]) for z in (1.0, -1.0))
@@ -48,10 +48,10 @@ def test_a_leashed_arm_leaves_the_table_as_soon_as_it_is_told_to(world: PlayTabl
         some.reset()
         for _ in range(60):
             some.step(DOWN)
-        before = some.observe().robot_obs[2]
+        before = some.observe().state["robot_obs"][2]
         for _ in range(10):
             observation = some.step(UP)
-        heights.append(observation.robot_obs[2] - before)
+        heights.append(observation.state["robot_obs"][2] - before)
     leashed, loose = heights
     assert leashed > 0.1
     assert loose < 0.01
@@ -63,7 +63,7 @@ def test_in_free_motion_nothing_changes(world: PlayTable) -> None:
     tracks = []
     for some in (TargetLeash(world, reach=0.05), world):
         some.reset(*initial_state(chains(1)[0].condition))
-        tracks.append([some.step(action).robot_obs for action in actions])
+        tracks.append([some.step(action).state["robot_obs"] for action in actions])
     np.testing.assert_array_equal(tracks[0], tracks[1])
 
 
@@ -80,7 +80,7 @@ def test_turning_is_held_too_and_through_the_wrap_of_angles(world: PlayTable) ->
 def test_the_gripper_command_passes_and_wrong_ones_are_refused(world: PlayTable) -> None:
     env = TargetLeash(world)
     env.reset()
-    assert env.step(DOWN).robot_obs[14] == -1
+    assert env.step(DOWN).state["robot_obs"][14] == -1
     with pytest.raises(ValueError, match="exactly -1"):
         env.step(np.zeros(7))
 
@@ -108,7 +108,7 @@ class Arm:
         return self.observe()
 
     def observe(self) -> Observation:
-        return Observation(NO_IMAGE, NO_IMAGE, np.concatenate([next(self._poses), np.zeros(9)]))
+        return calvin_observation(None, None, np.concatenate([next(self._poses), np.zeros(9)]))
 
     def info(self) -> Info:
         raise NotImplementedError

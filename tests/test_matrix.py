@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from calvin_eval.protocol import Observation
+from calvin_eval.protocol import calvin_observation
 from roboflamingo.backbone.adapters import LoRAConfig
 from roboflamingo.backbone.config import CrossAttentionConfig
 from roboflamingo.backbone.language import LanguageConfig
@@ -93,7 +93,9 @@ def test_it_trains_saves_loads_and_acts(tmp_path, dataset, head, fusion, trainab
         controller = PolicyController(policy, execute)
         memory = controller.start("open the drawer")
         for image in images:
-            actions, (memory,) = controller.act([Observation(image, image[:16, :16], random.normal(size=15))], [memory])
+            actions, (memory,) = controller.act(
+                [calvin_observation(image, image[:16, :16], random.normal(size=15))], [memory]
+            )
             assert actions.shape == (1, execute, 7) and np.abs(actions).max() <= 1
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from calvin_eval.protocol import Observation
+from calvin_eval.protocol import calvin_observation
 from calvin_eval.system.errors import UserError
 from policies import SENTENCES
 from published import LANGUAGE_MODELS, as_mosaic, pixels, publish
@@ -297,7 +297,7 @@ def test_a_converted_policy_acts_alike_alone_and_beside_longer_sentences(publish
     policy = load_policy(tmp_path / "policy")
     controller, states = PolicyController(policy, rows=rows), [0.1 * np.arange(15), np.ones(15), np.zeros(15)]
     pictures = [(images(1, seed)[0].numpy(), images(1, seed + 9)[0].numpy()) for seed in range(3)]
-    seen = [Observation(*pair, state) for pair, state in zip(pictures, states, strict=True)]
+    seen = [calvin_observation(*pair, state) for pair, state in zip(pictures, states, strict=True)]
     sentences = ("push", "push the red block", " ".join(["push the red block"] * 4))
     together, memories = controller.act(seen, [controller.start(sentence) for sentence in sentences])
     again, _ = controller.act(seen, memories)

@@ -39,7 +39,7 @@ def track(world: PlayTable, scene_obs: np.ndarray) -> np.ndarray:
     """Robot and scene after a reset and each of some steps."""
     seen = [world.reset(None, scene_obs, render=False)]
     seen += [world.step(DRIFT, render=False) for _ in range(12)]
-    return np.array([np.concatenate([o.robot_obs, o.scene_obs]) for o in seen])
+    return np.array([np.concatenate([o.state["robot_obs"], o.privileged["scene_obs"]]) for o in seen])
 
 
 def press_button(world: PlayTable) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calvin_eval.protocol import Observation
+from calvin_eval.protocol import calvin_observation
 from roboflamingo.backbone.config import BackboneConfig
 from roboflamingo.data.errors import DataError
 from roboflamingo.policy.control import PolicyController
@@ -101,7 +101,7 @@ def test_frames_without_gripper_camera_and_scene_do_for_a_policy_that_reads_neit
     config.policy.auxiliary_weight = 0.0
     config.policy.backbone = BackboneConfig(**(vars(config.policy.backbone) | {"fusion": "static_only"}))
     controller = PolicyController(load_policy(train(config, console=QUIET)))
-    observation = Observation(np.zeros((24, 24, 3), np.uint8), np.zeros((0, 0, 3), np.uint8), np.zeros(15))
+    observation = calvin_observation(np.zeros((24, 24, 3), np.uint8), np.zeros((0, 0, 3), np.uint8), np.zeros(15))
     actions, _ = controller.act([observation], [controller.start("please open drawer 0")])
     assert actions.shape == (1, 1, 7)
 

@@ -71,7 +71,10 @@ def test_doors_lights_and_blocks_end_where_they_did_while_nothing_touches_them(s
             for action in data["actions"][index]:
                 observation = world.step(action, render=False)
             np.testing.assert_allclose(
-                observation.scene_obs, data["last_scene_obs"][index], atol=1e-4, err_msg=f"blocks move otherwise{ANEW}"
+                observation.privileged["scene_obs"],
+                data["last_scene_obs"][index],
+                atol=1e-4,
+                err_msg=f"blocks move otherwise{ANEW}",
             )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from calvin_eval.evaluation.films import BAR, SIZE, Clip
-from calvin_eval.protocol import Observation
+from calvin_eval.protocol import calvin_observation
 
 
 def film(path: Path, steps: int = 60) -> Clip:
@@ -19,7 +19,7 @@ def film(path: Path, steps: int = 60) -> Clip:
     rng, clip = np.random.default_rng(0), Clip(path)
     for step in range(steps):
         images = (rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for size in (200, 84))
-        observation = Observation(*images, np.zeros(15))
+        observation = calvin_observation(*images, np.zeros(15))
         if step == 0:
             clip.begin("open the drawer", observation)
         else:

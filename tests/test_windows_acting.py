@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from calvin_eval.protocol import Observation
+from calvin_eval.protocol import calvin_observation
 from policies import small_config
 from roboflamingo.data.windows import last_frames, to_tensors
 from roboflamingo.heads import HeadConfig
@@ -53,7 +53,7 @@ def test_every_window_of_training_is_what_acting_shows_there(
     for length in LENGTHS:
         memory = controller.start(batch["instruction"][number])
         for _ in range(length):
-            seen = Observation(*(frames[name][number] for name in frames))
+            seen = calvin_observation(*(frames[name][number] for name in frames))
             actions, (memory,) = controller.act([seen], [memory])
             np.testing.assert_allclose(actions[0, 0, :6], trained[number, 0, :6], atol=2e-6)
             number += 1

@@ -54,7 +54,7 @@ def test_all_official_initial_states_settle_where_they_are(reference, world):
         world.reset(np.array(entry["robot_obs"]), scene_obs, render=False)
         for _ in range(10):
             observation = world.step(STILL, render=False)
-        assert np.abs(observation.scene_obs - scene_obs).max() < 2e-3
+        assert np.abs(observation.privileged["scene_obs"] - scene_obs).max() < 2e-3
         for block, state in world.info().blocks.items():
             place = entry["initial_condition"][f"{block.removeprefix('block_')}_block"]
             link = "plank_link" if place.startswith("slider") else "base_link"
@@ -64,8 +64,8 @@ def test_all_official_initial_states_settle_where_they_are(reference, world):
 def test_reset_reproduces_the_state_it_is_given(world):
     scene_obs = a_state()
     observation = world.reset(RESTING_ROBOT_OBS, scene_obs, render=False)
-    np.testing.assert_allclose(observation.robot_obs, RESTING_ROBOT_OBS, atol=2e-4)
-    np.testing.assert_allclose(observation.scene_obs, scene_obs, atol=1e-3)
+    np.testing.assert_allclose(observation.state["robot_obs"], RESTING_ROBOT_OBS, atol=2e-4)
+    np.testing.assert_allclose(observation.privileged["scene_obs"], scene_obs, atol=1e-3)
 
 
 def test_the_tool_lags_behind_its_target_as_in_the_original(world):
@@ -73,17 +73,17 @@ def test_the_tool_lags_behind_its_target_as_in_the_original(world):
     push = np.array([1.0, 0, 0, 0, 0, 0, 1])
     for _ in range(10):
         observation = world.step(push, render=False)
-    assert observation.robot_obs[0] - start.robot_obs[0] == pytest.approx(0.174, abs=0.002)
+    assert observation.state["robot_obs"][0] - start.state["robot_obs"][0] == pytest.approx(0.174, abs=0.002)
     for _ in range(10):
         observation = world.step(STILL, render=False)
-    assert observation.robot_obs[0] - start.robot_obs[0] == pytest.approx(0.198, abs=0.002)
+    assert observation.state["robot_obs"][0] - start.state["robot_obs"][0] == pytest.approx(0.198, abs=0.002)
 
 
 def test_an_absolute_action_leaves_the_relative_target_alone(world):
     start = world.reset(None, a_state(), render=False)
     target = world.robot.target_position.copy()
     for _ in range(15):
-        world.step((start.robot_obs[:3] + [0, 0, 0.05], start.robot_obs[3:6], 1), render=False)
+        world.step((start.state["robot_obs"][:3] + [0, 0, 0.05], start.state["robot_obs"][3:6], 1), render=False)
     np.testing.assert_array_equal(world.robot.target_position, target)
 
 
@@ -137,7 +137,7 @@ def test_the_same_actions_give_the_same_bits_whatever_came_before(world):
         world.reset(None, a_state(seed=5), render=False)
         for action in actions:
             observation = world.step(action, render=False)
-        return np.concatenate([observation.robot_obs, observation.scene_obs])
+        return np.concatenate([observation.state["robot_obs"], observation.privileged["scene_obs"]])
 
     first = final()
     for seed in range(3):
@@ -149,7 +149,9 @@ def test_the_same_actions_give_the_same_bits_whatever_came_before(world):
 
 def test_random_placement_is_seeded_and_blocks_do_not_touch():
     with PlayTable("B", renderer="none", seed=4) as one, PlayTable("B", renderer="none", seed=4) as two:
-        np.testing.assert_array_equal(one.reset(render=False).scene_obs, two.reset(render=False).scene_obs)
+        np.testing.assert_array_equal(
+            one.reset(render=False).privileged["scene_obs"], two.reset(render=False).privileged["scene_obs"]
+        )
         for state in one.info().blocks.values():
             assert not any(contact.body.startswith("block") for contact in state.contacts)
 
@@ -161,17 +163,21 @@ def test_worlds_live_side_by_side_and_close_alone():
     one.close()
     one.close()
     after = two.reset(None, a_state("C"))
-    np.testing.assert_array_equal(before.rgb_static, after.rgb_static)
-    assert two.step(STILL).rgb_gripper.shape == (32, 32, 3)
+    np.testing.assert_array_equal(before.images["rgb_static"], after.images["rgb_static"])
+    assert two.step(STILL).images["rgb_gripper"].shape == (32, 32, 3)
     two.close()
 
 
 def test_images_have_calvins_sizes_unless_asked_otherwise_and_can_be_left_out():
     with PlayTable("D") as world:
         observation = world.reset(None, a_state())
-        assert observation.rgb_static.shape == (200, 200, 3) and observation.rgb_gripper.shape == (84, 84, 3)
-        assert observation.rgb_static.dtype == np.uint8
-        assert world.step(STILL, render=False).rgb_static.size == 0
+        assert observation.images["rgb_static"].shape == (200, 200, 3) and observation.images["rgb_gripper"].shape == (
+            84,
+            84,
+            3,
+        )
+        assert observation.images["rgb_static"].dtype == np.uint8
+        assert not world.step(STILL, render=False).images
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -197,9 +203,9 @@ def test_a_finely_meshed_link_keeps_its_shape_with_fewer_triangles():
 def test_masks_leave_the_picture_as_it_was():
     with PlayTable("D") as world:
         world.reset(None, a_state())
-        before = world.observe().rgb_static
+        before = world.observe().images["rgb_static"]
         world.masks()
-        np.testing.assert_array_equal(world.observe().rgb_static, before)
+        np.testing.assert_array_equal(world.observe().images["rgb_static"], before)
 
 
 @pytest.mark.parametrize("scene", SCENES)
@@ -211,7 +217,7 @@ def test_before_the_kept_backdrop_lies_the_picture_that_would_be_drawn_whole(sce
             rng = np.random.default_rng(seed)
             world.reset(None, random_scene_obs(scene, rng))
             for _ in range(12):
-                kept = world.step(np.append(rng.uniform(-1, 1, 6), 1)).rgb_static
+                kept = world.step(np.append(rng.uniform(-1, 1, 6), 1)).images["rgb_static"]
             renderer._static.show_all()
             renderer._engine.render_frame()
             whole = renderer._static.image()
@@ -244,7 +250,7 @@ def test_pictures_do_not_depend_on_which_world_draws_them():
         with PlayTable("D") as world:
             world.reset(None, start)
             frames = [world.step(action) for action in actions]
-        seen.append([frame.rgb_static.tobytes() + frame.rgb_gripper.tobytes() for frame in frames])
+        seen.append([frame.images["rgb_static"].tobytes() + frame.images["rgb_gripper"].tobytes() for frame in frames])
     assert seen[0] == seen[1] == seen[2]
 
 
@@ -253,7 +259,7 @@ def test_lights_are_seen():
         dark, lit = a_state(), a_state()
         dark[4:6], lit[4:6] = 0, 1
         dark[3] = lit[3] = 0
-        off, on = world.reset(None, dark).rgb_static, world.reset(None, lit).rgb_static
+        off, on = world.reset(None, dark).images["rgb_static"], world.reset(None, lit).images["rgb_static"]
         assert (np.abs(off.astype(int) - on).max(axis=2) > 60).sum() > 50
 
 
@@ -261,7 +267,7 @@ def test_scenes_look_different():
     pictures = []
     for scene in SCENES:
         with PlayTable(scene) as world:
-            pictures.append(world.reset(None, a_state(scene)).rgb_static.reshape(-1, 3).mean(axis=0))
+            pictures.append(world.reset(None, a_state(scene)).images["rgb_static"].reshape(-1, 3).mean(axis=0))
     gaps = [np.abs(a - b).max() for i, a in enumerate(pictures) for b in pictures[:i]]
     assert min(gaps) > 5
 
@@ -296,9 +302,9 @@ def test_a_control_step_lasts_a_thirtieth_of_a_second(world):
     """A free block falls as far as gravity says in one step's eight physics steps."""
     scene_obs = a_state()
     scene_obs[6:12] = [0.2, -0.3, 0.9, 0, 0, 0]
-    start = world.reset(None, scene_obs, render=False).scene_obs[8]
+    start = world.reset(None, scene_obs, render=False).privileged["scene_obs"][8]
     for _ in range(6):
         observation = world.step(STILL, render=False)
     physics_steps = np.arange(2, 6 * 240 // CONTROL_RATE_HZ + 2)  # the reset made the first
     fallen = 9.8 / 240**2 * physics_steps.sum()
-    assert start - observation.scene_obs[8] == pytest.approx(fallen, rel=0.01)
+    assert start - observation.privileged["scene_obs"][8] == pytest.approx(fallen, rel=0.01)

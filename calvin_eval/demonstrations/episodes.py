@@ -126,9 +126,9 @@ class _Acting:
         return self._pending.pop(0)
 
     def _with_images(self, observation: Observation) -> Observation:
-        if observation.rgb_static.size == 0:
+        if not observation.images:
             observation = self._env.observe()
-        if observation.rgb_static.size == 0:
+        if not observation.images:
             raise UserError(
                 f"a policy is to act, and this environment renders nothing ({self._env.renderer}); choose a renderer"
             )

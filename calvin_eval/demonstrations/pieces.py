@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from calvin_eval.demonstrations.segments import Segment
+from calvin_eval.protocol import GRIPPER, ROBOT_OBS, SCENE_OBS, STATIC
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import naming, read_json, write_json
 from calvin_eval.system.sealing import opened, sealed
@@ -101,17 +102,17 @@ def frame_arrays(segment: Segment, index: int, label: np.ndarray) -> dict[str, n
         UserError: the frame lacks scene_obs or an image.
     """
     now, after = segment.observations[index], segment.observations[index + 1]
-    if now.scene_obs is None:
+    if SCENE_OBS not in now.privileged:
         raise UserError("recording needs scene_obs, and this environment does not give it")
-    if now.rgb_static.size == 0 or now.rgb_gripper.size == 0:
+    if not {STATIC, GRIPPER} <= now.images.keys():
         raise UserError("recording needs images; choose a renderer, and step and reset with render=True")
     return {
-        "actions": np.append(after.robot_obs[:6], after.robot_obs[14]).astype(np.float64),
+        "actions": after.state[ROBOT_OBS][[0, 1, 2, 3, 4, 5, 14]].astype(np.float64),
         "rel_actions": np.asarray(label, np.float64),
-        "robot_obs": now.robot_obs.astype(np.float64),
-        "scene_obs": now.scene_obs.astype(np.float64),
-        "rgb_static": now.rgb_static,
-        "rgb_gripper": now.rgb_gripper,
+        ROBOT_OBS: now.state[ROBOT_OBS].astype(np.float64),
+        SCENE_OBS: now.privileged[SCENE_OBS].astype(np.float64),
+        STATIC: now.images[STATIC],
+        GRIPPER: now.images[GRIPPER],
     }
 
 

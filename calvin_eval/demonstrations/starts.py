@@ -14,7 +14,7 @@ from calvin_eval.benchmark.tasks import TASKS
 from calvin_eval.demonstrations.experts import grasp
 from calvin_eval.demonstrations.experts.policy import PLACING
 from calvin_eval.demonstrations.experts.state import Block, State
-from calvin_eval.protocol import BLOCKS, NO_IMAGE, Observation
+from calvin_eval.protocol import BLOCKS, calvin_observation
 from calvin_eval.worlds.playtable.scenes import RESTING_ROBOT_OBS, SceneGeometry, scene_geometry
 
 TABLE_HEIGHT, PLANK_HEIGHT, DRAWER_HEIGHT = 0.4598, 0.4608, 0.3621
@@ -252,7 +252,7 @@ def start_for(task: str, scene: str, rng: np.random.Generator) -> tuple[np.ndarr
     """
     for _ in range(1000):
         scene_obs = random_scene_obs(scene, rng, wish=task)
-        observation = Observation(NO_IMAGE, NO_IMAGE, RESTING_ROBOT_OBS, scene_obs)
+        observation = calvin_observation(None, None, RESTING_ROBOT_OBS, scene_obs)
         state = State.read(observation, scene)
         if task not in PLACING:
             if possible(task, state):

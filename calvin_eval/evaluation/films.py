@@ -102,7 +102,7 @@ class Clip:
     def _draw(self, observation: Observation, success: bool | None) -> np.ndarray:
         """One frame (SIZE + BAR, 2 SIZE, 3) uint8."""
         page = Image.new("RGB", (2 * SIZE, SIZE + BAR), PAPER)
-        for column, image in enumerate((observation.rgb_static, observation.rgb_gripper)):
+        for column, image in enumerate(observation.images.values()):
             picture = Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
             page.paste(picture, (column * SIZE, 0))
         draw = ImageDraw.Draw(page)

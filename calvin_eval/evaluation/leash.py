@@ -21,7 +21,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from calvin_eval.protocol import MAX_REL_ORN, MAX_REL_POS, Env, Info, Observation
+from calvin_eval.protocol import MAX_REL_ORN, MAX_REL_POS, ROBOT_OBS, Env, Info, Observation
 from calvin_eval.system.errors import UserError
 
 ANGLE_PER_METRE = 8.0
@@ -67,7 +67,7 @@ class TargetLeash:
         """Resets the environment; target and measured pose are then the same."""
         observation = self._env.reset(robot_obs, scene_obs, render=render)
         self._lead = np.zeros(6)
-        self._pose = observation.robot_obs[:6]
+        self._pose = observation.state[ROBOT_OBS][:6]
         return observation
 
     def step(self, action: np.ndarray, *, render: bool = True) -> Observation:
@@ -80,7 +80,7 @@ class TargetLeash:
             if held and (part.start == 0 or self._turn(wanted[part]) > SMALL_TURN * length):
                 action[part], lead[part] = _shorten(action[part], SCALE[part], self._lead[part], wanted[part], length)
         observation = self._env.step(action, render=render)
-        self._follow(lead, observation.robot_obs[:6])
+        self._follow(lead, observation.state[ROBOT_OBS][:6])
         return observation
 
     def _turn(self, lead: np.ndarray) -> float:

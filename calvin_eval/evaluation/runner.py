@@ -113,7 +113,7 @@ class _Rollout:
 
     def __post_init__(self) -> None:
         self.observation = self.env.reset(*initial_state(self.chain.condition, self.env.scene))
-        if self.clip is not None and self.observation.rgb_static.size == 0:
+        if self.clip is not None and not self.observation.images:
             raise UserError(
                 f"films are wanted, but the environment renders nothing ({self.env.renderer}); choose another "
                 "renderer, or set settings.videos to 0"

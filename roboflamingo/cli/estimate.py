@@ -19,7 +19,7 @@ import torch
 from calvin_eval.benchmark.tasks import TASKS
 from calvin_eval.demonstrations.episodes import EpisodeSettings, demonstrate_episode
 from calvin_eval.demonstrations.recording import Recorder
-from calvin_eval.protocol import Observation
+from calvin_eval.protocol import Observation, calvin_observation
 from calvin_eval.worlds.playtable.world import PlayTable
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.control import PolicyController
@@ -192,7 +192,7 @@ def _acting(policy: RoboFlamingo) -> float:
 def _observations(count: int) -> Iterator[Observation]:
     random = np.random.default_rng(0)
     for _ in range(count):
-        yield Observation(
+        yield calvin_observation(
             random.integers(0, 256, (200, 200, 3), np.uint8),
             random.integers(0, 256, (84, 84, 3), np.uint8),
             random.normal(size=15),

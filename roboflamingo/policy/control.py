@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calvin_eval.protocol import ACTION_SIZE, Observation
+from calvin_eval.protocol import ACTION_SIZE, GRIPPER, ROBOT_OBS, STATIC, Observation
 from calvin_eval.system.errors import UserError
 from roboflamingo.backbone import Text
 from roboflamingo.backbone.flamingo import stack
@@ -190,18 +190,18 @@ class PolicyController:
         config = self.policy.config
         every = [frame for frames in shown for frame in (*frames, *[frames[-1]] * (self._shown - len(frames)))]
         both = config.backbone.fusion != "static_only"
-        if any(o.rgb_static.size == 0 or (both and o.rgb_gripper.size == 0) for o in every):
+        if any(STATIC not in o.images or (both and GRIPPER not in o.images) for o in every):
             raise UserError("the policy sees images, and the environment renders none: choose a renderer")
         arrays = {
-            "rgb_static": [resize_image(o.rgb_static, config.static_size) for o in every],
-            "robot_obs": [o.robot_obs.astype(np.float32) for o in every],
+            "rgb_static": [resize_image(o.images[STATIC], config.static_size) for o in every],
+            "robot_obs": [o.state[ROBOT_OBS].astype(np.float32) for o in every],
         }
         if both:
-            arrays["rgb_gripper"] = [resize_image(o.rgb_gripper, config.gripper_size) for o in every]
+            arrays["rgb_gripper"] = [resize_image(o.images[GRIPPER], config.gripper_size) for o in every]
         for name in config.vectors:
-            if any(name not in o.vectors for o in every):
-                raise UserError(f"the policy reads {name!r}, which the observation's vectors lack")
-            arrays[name] = [np.asarray(o.vectors[name], np.float32) for o in every]
+            if any(name not in o.state for o in every):
+                raise UserError(f"the policy reads {name!r}, which the observation's state lacks")
+            arrays[name] = [np.asarray(o.state[name], np.float32) for o in every]
         return {
             name: torch.from_numpy(np.stack(rows)).unflatten(0, (len(shown), -1)).to(self._device, non_blocking=True)
             for name, rows in arrays.items()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from calvin_eval.protocol import BLOCKS, Observation
+from calvin_eval.protocol import BLOCKS, ROBOT_OBS, SCENE_OBS, Observation
 from calvin_eval.system.errors import UserError
 from calvin_eval.worlds.playtable.scenes import SceneGeometry, scene_geometry
 
@@ -106,10 +106,10 @@ class State:
         Raises:
             UserError: the observation carries no scene_obs.
         """
-        if observation.scene_obs is None:
+        if SCENE_OBS not in observation.privileged:
             raise UserError("scripted demonstrators need scene_obs, and this environment does not give it")
         geometry = scene_geometry(scene)
-        robot, table = observation.robot_obs, observation.scene_obs
+        robot, table = observation.state[ROBOT_OBS], observation.privileged[SCENE_OBS]
         blocks = {
             name: Block(name, table[6 + 6 * i : 9 + 6 * i], table[9 + 6 * i : 12 + 6 * i], geometry.block_size(name))
             for i, name in enumerate(geometry.block_order)

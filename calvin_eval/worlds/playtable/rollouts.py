@@ -38,7 +38,7 @@ def tcp_errors(path: Path, scene: str) -> list[tuple[int, float]]:
             error = 0.0
             for step in range(steps):
                 observation = world.step(actions[step], render=False)
-                offset = observation.robot_obs[:3] - data["robot_obs"][index, step, :3]
+                offset = observation.state["robot_obs"][:3] - data["robot_obs"][index, step, :3]
                 error = max(error, 1000.0 * float(np.linalg.norm(offset)))
             results.append((steps, error))
     return results

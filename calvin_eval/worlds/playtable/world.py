@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pybullet_data
 
-from calvin_eval.protocol import NO_IMAGE, BlockState, Contact, Info, Observation
+from calvin_eval.protocol import BlockState, Contact, Info, Observation, calvin_observation
 from calvin_eval.system.errors import UserError
 from calvin_eval.worlds.playtable import urdf
 from calvin_eval.worlds.playtable.bullet import pybullet as p
@@ -214,10 +214,8 @@ class PlayTable:
         for uid in self.blocks.values():
             position, quaternion = p.getBasePositionAndOrientation(uid, physicsClientId=self._client)
             scene += [*position, *p.getEulerFromQuaternion(quaternion)]
-        static, gripper = NO_IMAGE, NO_IMAGE
-        if render and self._renderer is not None:
-            static, gripper = self._renderer.render()
-        return Observation(static, gripper, self.robot.observe(), np.array(scene))
+        static, gripper = self._renderer.render() if render and self._renderer is not None else (None, None)
+        return calvin_observation(static, gripper, self.robot.observe(), np.array(scene))
 
     def _forget(self) -> None:
         """Brings the physics engine to one and the same state, whatever it simulated before.
