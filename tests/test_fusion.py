@@ -75,10 +75,8 @@ def test_joined_frames_act_on_the_window_so_far():
     torch.nn.init.normal_(policy.frame_embedding)
     random = np.random.default_rng(0)
     frames = [
-        calvin_observation(random.integers(0, 256, (32, 32, 3), np.uint8), random.integers(0, 256, (32, 32, 3), np.uint8),
-                    random.normal(size=15))
-        for _ in range(5)
-    ]  # fmt: skip
+        calvin_observation(*random.integers(0, 256, (2, 32, 32, 3), np.uint8), random.normal(size=15)) for _ in range(5)
+    ]
     controller = PolicyController(policy)
     memory = controller.start(SENTENCES[0])
     for last, frame in enumerate(frames):
@@ -116,11 +114,11 @@ def test_named_vectors_are_read_from_the_data_normalised_and_asked_for(tmp_path)
     image = np.zeros((24, 24, 3), np.uint8)
 
     def act(**vectors):
-        observation = calvin_observation(image, image[:16, :16], np.zeros(15), vectors=vectors)
+        observation = calvin_observation(image, image[:16, :16], np.zeros(15), **vectors)
         return controller.act([observation], [memory])[0]
 
     assert not np.allclose(act(force=np.array([0.0, 100, 0])), act(force=np.array([90.0, 100, 0])))
-    with pytest.raises(ValueError, match="reads 'force', which the observation's vectors lack"):
+    with pytest.raises(ValueError, match="reads 'force', which the observation's state lacks"):
         act()
 
 

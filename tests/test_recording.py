@@ -16,7 +16,6 @@ from recordings import FIRST, SECOND, Episodes, record, three_episodes, tree
 from calvin_eval.benchmark.tasks import TASKS
 from calvin_eval.demonstrations.recording import Recorder
 from calvin_eval.demonstrations.scene_config import merged_config
-from calvin_eval.protocol import NO_IMAGE
 from roboflamingo.data.annotations import load_plain_dict, read_segments
 
 
@@ -189,8 +188,8 @@ def test_counts_are_reported(tmp_path: Path, episodes: Episodes) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scene_obs": None}, "needs scene_obs"),
-        ({"rgb_gripper": NO_IMAGE}, "needs images; choose a renderer"),
+        ({"privileged": {}}, "needs scene_obs"),
+        ({"images": {"rgb_static": np.zeros((8, 8, 3), np.uint8)}}, "needs images; choose a renderer"),
     ],
 )
 def test_frames_without_state_or_images_are_refused(

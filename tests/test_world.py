@@ -171,11 +171,8 @@ def test_worlds_live_side_by_side_and_close_alone():
 def test_images_have_calvins_sizes_unless_asked_otherwise_and_can_be_left_out():
     with PlayTable("D") as world:
         observation = world.reset(None, a_state())
-        assert observation.images["rgb_static"].shape == (200, 200, 3) and observation.images["rgb_gripper"].shape == (
-            84,
-            84,
-            3,
-        )
+        assert observation.images["rgb_static"].shape == (200, 200, 3)
+        assert observation.images["rgb_gripper"].shape == (84, 84, 3)
         assert observation.images["rgb_static"].dtype == np.uint8
         assert not world.step(STILL, render=False).images
 
