@@ -21,7 +21,8 @@ import torch
 from facts import made_on
 from reference_way import SENTENCES, SWITCHES, add_arguments, parsed, policy_for, policy_of
 
-from calvin_eval.protocol import Observation, calvin_observation
+from calvin_eval.calvin import calvin_observation
+from calvin_eval.protocol import Observation
 from roboflamingo.policy.control import PolicyController
 
 CHUNK = 5

@@ -10,8 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from calvin_eval.calvin import SCENES
 from calvin_eval.demonstrations.silhouettes import silhouette_overlap
-from calvin_eval.protocol import SCENES
 from calvin_eval.worlds.playtable.rollouts import LIMIT_MM, tcp_errors
 
 LEAST_OVERLAP = 0.95

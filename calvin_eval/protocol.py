@@ -1,14 +1,11 @@
-"""The contract that simulators, policies and the benchmark keep.
+"""The contract that robots, simulators, policies and benchmarks keep.
 
-Everything in this package (oracle, chains, recorder, evaluator, demonstrators) and every policy sees a
-robot only through the types below, so another simulator, a real robot or somebody else's policy plugs in
-by providing them. This module imports nothing but numpy; the rest of the package needs more (see setup.py).
-
-Units are metres, radians and seconds; quaternions are (x, y, z, w). Shapes: B episodes, K actions in a chunk.
+Recorder, runner and server see a robot and a policy only through the types below, so another simulator, a real robot
+or somebody else's policy plugs in by providing them. What these say of themselves is in `specs.py`. Nothing here knows
+CALVIN (`calvin.py` does), and nothing is imported but numpy. Shapes: B episodes, K actions in a chunk, A numbers in an
+action.
 
 Non-obvious behaviours
-    - Actions are relative and in units of 0.02 m and 0.05 rad; the environment adds them to its *target*
-      pose, not to the measured one (CALVIN SPEC 1.4), so a blocked arm winds up unless the caller holds back.
     - Chunks are executed whole: whoever runs a policy executes all K actions that `Policy.act` returned before
       it observes again. How many of its predicted actions a policy gives away is the policy's own choice.
     - `render=False` leaves images out, for callers who only need the state.
@@ -16,31 +13,15 @@ Non-obvious behaviours
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from calvin_eval.specs import ActionSpec, PolicySpec, RobotSpec
 from calvin_eval.system.errors import UserError
-
-CONTROL_RATE_HZ = 30
-ACTION_SIZE = 7
-"""dx, dy, dz, droll, dpitch, dyaw in [-1, 1], then the gripper: -1 close, +1 open."""
-MAX_REL_POS = 0.02
-"""Metres that a relative translation of 1 stands for."""
-MAX_REL_ORN = 0.05
-"""Radians that a relative rotation of 1 stands for."""
-
-SCENES = ("A", "B", "C", "D")
-BLOCKS = ("block_red", "block_blue", "block_pink")
-DOORS = ("base__slide", "base__drawer")
-LIGHTS = ("lightbulb", "led")
-
-STATIC, GRIPPER = "rgb_static", "rgb_gripper"
-"""CALVIN's cameras: the one that looks at the whole table, and the one on the hand."""
-ROBOT_OBS, SCENE_OBS = "robot_obs", "scene_obs"
-"""CALVIN's states: of the robot, and of the table (privileged)."""
 
 
 @dataclass(frozen=True)
@@ -62,109 +43,33 @@ class Observation:
     privileged: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def calvin_observation(
-    rgb_static: np.ndarray | None,
-    rgb_gripper: np.ndarray | None,
-    robot_obs: np.ndarray,
-    scene_obs: np.ndarray | None = None,
-    **state: np.ndarray,
-) -> Observation:
-    """An observation under CALVIN's names.
-
-    Args:
-        rgb_static: (H, W, 3) uint8, or None where it was not rendered.
-        rgb_gripper: likewise.
-        robot_obs: (15,).
-        scene_obs: (24,), or None where nobody knows it.
-        state: what else is measured, by name: force, tactile features ...
-    """
-    images = {STATIC: rgb_static, GRIPPER: rgb_gripper}
-    return Observation(
-        {name: image for name, image in images.items() if image is not None},
-        {ROBOT_OBS: robot_obs, **state},
-        {} if scene_obs is None else {SCENE_OBS: scene_obs},
-    )
-
-
-class Contact(NamedTuple):
-    """One touching partner: the other body and its link, by name, as ("table", "plank_link").
-
-    The robot is "robot", the play table "table", blocks go by their names of `BLOCKS`; a body's root link is
-    "base_link". A simulator may name its other bodies as it likes as long as the names differ.
-    """
-
-    body: str
-    link: str
-
-
-@dataclass(frozen=True)
-class BlockState:
-    """A movable block: pose, velocities and what it touches.
-
-    Attributes:
-        position: (3,) m. orientation: (4,) quaternion xyzw.
-        linear_velocity: (3,) m/s. angular_velocity: (3,) rad/s.
-        contacts: every (body, link) that has a contact point with it, speculative ones (distance > 0) included.
-    """
-
-    position: np.ndarray
-    orientation: np.ndarray
-    linear_velocity: np.ndarray
-    angular_velocity: np.ndarray
-    contacts: frozenset[Contact]
-
-
-@dataclass(frozen=True)
-class Info:
-    """What the oracle reads: the privileged state of one moment.
-
-    Attributes:
-        scene: one of `SCENES`.
-        doors: joint positions (m) of `DOORS`.
-        lights: 0 or 1 for each of `LIGHTS`.
-        blocks: the state of each of `BLOCKS`.
-        robot_contacts: every (body, link) that touches the robot.
-    """
-
-    scene: str
-    doors: Mapping[str, float]
-    lights: Mapping[str, int]
-    blocks: Mapping[str, BlockState]
-    robot_contacts: frozenset[Contact]
-
-
 class Env(Protocol):
-    """A simulator or robot that executes relative actions at 30 Hz."""
+    """A simulator or robot that executes actions at a fixed rate."""
 
     @property
-    def scene(self) -> str:
-        """One of `SCENES`."""
+    def spec(self) -> RobotSpec:
+        """What it gives and takes."""
+
+    @property
+    def most(self) -> int | None:
+        """How many of its kind one process may hold; None for any number."""
 
     @property
     def renderer(self) -> str:
         """The name of what draws the images, for result files."""
 
-    def reset(
-        self,
-        robot_obs: np.ndarray | None = None,
-        scene_obs: np.ndarray | None = None,
-        *,
-        render: bool = True,
-    ) -> Observation:
-        """Puts robot (15,) and scene (24,) into the given state; without one, into the default state."""
-
     def step(self, action: np.ndarray, *, render: bool = True) -> Observation:
-        """Executes one action (7,) for 1/30 s. The gripper entry must be exactly -1 or 1.
+        """Executes one action (A,) for one control step.
 
         Raises:
-            ValueError: wrong shape, a value that is not finite, or a gripper entry other than -1 and 1.
+            ValueError: it is no command of `spec.actions`.
         """
 
     def observe(self) -> Observation:
         """The present observation with its images, without moving on."""
 
-    def info(self) -> Info:
-        """The state the oracle reads, as of the last reset or step."""
+    def info(self) -> Any:
+        """What the benchmark's tests read, as of the last reset or step."""
 
     def close(self) -> None:
         """Frees everything. Closing twice is fine."""
@@ -174,53 +79,113 @@ Memory: TypeAlias = Any
 """What a policy remembers of one episode; only the policy that made it looks inside."""
 
 
-class Policy(Protocol):
+class Policy(ABC):
     """Observations and an instruction in, chunks of actions out.
 
     A policy keeps no episode in itself: memory goes in and comes out, so that many episodes share one forward
     pass and an episode can be paused, copied or moved.
 
-    A policy whose attribute `watches` is true (it may be missing) has a method `watch(observation, memory) -> memory`
-    as well, which is called for every observation between two calls of `act`, in order.
+    Attributes:
+        spec: what it reads and gives; None where it reads the privileged state and suits one environment only.
+        watches: whether `watch` must be called for the observations between two calls of `act`.
     """
 
+    spec: PolicySpec | None = None
+    watches: bool = False
+
+    @abstractmethod
     def start(self, instruction: str) -> Memory:
         """The memory of an episode that begins now."""
 
+    @abstractmethod
     def act(
         self, observations: Sequence[Observation], memories: Sequence[Memory]
     ) -> tuple[np.ndarray, Sequence[Memory]]:
-        """The next actions of B episodes, (B, K, 7), and the B memories to pass in next time.
+        """The next actions of B episodes, (B, K, A), and the B memories to pass in next time.
 
-        All K are executed before the next call. Gripper entries are exactly -1 or 1.
+        All K are executed before the next call.
         """
 
+    def watch(self, observation: Observation, memory: Memory) -> Memory:
+        """The memory of an episode after a step within a chunk; called in order where the policy `watches`."""
+        return memory
 
-def check_returned(actions: np.ndarray, memories: Sequence[Memory], episodes: int) -> None:
+    def end(self, memory: Memory) -> None:  # noqa: B027 (most have nothing to do)
+        """The episode of this memory is over; whatever is held for it elsewhere may go."""
+
+    def close(self) -> None:  # noqa: B027 (likewise)
+        """Frees everything. Closing twice is fine."""
+
+
+def check_returned(actions: np.ndarray, memories: Sequence[Memory], episodes: int, spec: ActionSpec) -> None:
     """Refuses what a policy must not return, as an error of the policy.
 
     Args:
         actions: what `Policy.act` returned.
         memories: likewise.
         episodes: B, how many it was given.
+        spec: what an action is where they are to be executed.
 
     Raises:
-        UserError: they are not B chunks (B, K, 7), K at least 1, finite and with gripper entries of -1 and 1; or not
-            B memories.
+        UserError: they are not B chunks (B, K, A), K at least 1, of commands; or not B memories.
     """
     try:
         values = np.asarray(actions, float)
     except (TypeError, ValueError) as error:
         raise UserError(f"the policy returned actions that are no array of numbers ({error}): mend its `act`") from None
     shape = values.shape
-    if len(shape) != 3 or shape[0] != episodes or shape[1] < 1 or shape[2] != ACTION_SIZE:
+    if len(shape) != 3 or shape[0] != episodes or shape[1] < 1 or shape[2] != spec.size:
         raise UserError(
             f"the policy returned actions of shape {shape}; "
-            f"{episodes} episodes need ({episodes}, K, {ACTION_SIZE}) with K of at least 1: mend its `act`"
+            f"{episodes} episodes need ({episodes}, K, {spec.size}) with K of at least 1: mend its `act`"
         )
     if len(memories) != episodes:
         raise UserError(f"the policy returned {len(memories)} memories for {episodes} episodes: mend its `act`")
-    if not np.isfinite(values).all():
-        raise UserError("the policy returned actions that are not finite: its weights or its `act` are broken")
-    if not np.isin(values[..., -1], (-1, 1)).all():
-        raise UserError("the policy returned gripper entries other than -1 (close) and 1 (open): mend its `act`")
+    if problem := spec.problem(values):
+        raise UserError(f"the policy returned actions {problem}: its weights or its `act` are broken")
+
+
+@dataclass(frozen=True)
+class SubTask:
+    """One thing to be done on an instruction.
+
+    Attributes:
+        name: for tables of results.
+        instruction: what the policy is told.
+        solved: whether it is done, given what `Env.info` said when it began and what it says now.
+    """
+
+    name: str
+    instruction: str
+    solved: Callable[[Any, Any], bool]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Sub-tasks one after another without reset; the first failure ends it.
+
+    Attributes:
+        index: its number in the benchmark.
+        reset: puts an environment into the initial state.
+        subtasks: in order.
+        max_steps: control steps that each may take.
+    """
+
+    index: int
+    reset: Callable[[Any], Observation]
+    subtasks: tuple[SubTask, ...]
+    max_steps: int
+
+
+class Benchmark(Protocol):
+    """Episodes by number. It is sent to worker processes, so it must be picklable."""
+
+    @property
+    def name(self) -> str:
+        """For messages and result files."""
+
+    def __len__(self) -> int:
+        """How many episodes there are."""
+
+    def episode(self, index: int) -> Episode:
+        """One of them."""

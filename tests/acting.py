@@ -16,7 +16,7 @@ EXPERT = partial(Expert, "D")
 IDLE = np.array([0.0, 0, 0, 0, 0, 0, 1])
 
 
-class Stubborn:
+class Stubborn(Policy):
     """Does the same for ever, in chunks of a length, and notes instructions and batch sizes."""
 
     def __init__(self, chunk: int = 1, action: np.ndarray = IDLE) -> None:

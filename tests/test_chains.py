@@ -20,7 +20,7 @@ from calvin_eval.benchmark.chains import (
     initial_state,
     possible_in_a_row,
 )
-from calvin_eval.protocol import BLOCKS, SCENES, Contact
+from calvin_eval.calvin import BLOCKS, SCENES, Contact
 from calvin_eval.worlds.playtable.scenes import scene_geometry
 from calvin_eval.worlds.playtable.world import PlayTable
 

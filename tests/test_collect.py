@@ -33,8 +33,8 @@ def test_the_folder_has_calvins_name_and_files(data):
 
 
 def test_every_annotated_frame_is_there_and_labels_are_the_demonstrators(data):
+    from calvin_eval.calvin import calvin_observation
     from calvin_eval.demonstrations.experts import demonstrate
-    from calvin_eval.protocol import calvin_observation
 
     segments = read_segments(data / "training")
     assert segments

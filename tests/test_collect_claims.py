@@ -19,10 +19,11 @@ import pytest
 from recordings import tree
 
 from acting import Stubborn
+from calvin_eval.calvin import calvin_observation
 from calvin_eval.demonstrations.collect import CollectSettings, collect
 from calvin_eval.demonstrations.episodes import NO_NOISE, EpisodeSettings, demonstrate_task
 from calvin_eval.demonstrations.experts import demonstrate
-from calvin_eval.protocol import Memory, Observation, Policy, calvin_observation
+from calvin_eval.protocol import Memory, Observation, Policy
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.worlds.playtable.world import PlayTable

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from calvin_eval.protocol import calvin_observation
+from calvin_eval.calvin import calvin_observation
 from calvin_eval.system.errors import UserError
 from policies import SENTENCES, small_config, small_policy
 from roboflamingo.backbone.config import BackboneConfig, ResamplerConfig

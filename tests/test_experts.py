@@ -9,6 +9,7 @@ import pytest
 
 from calvin_eval.benchmark.instructions import sentences
 from calvin_eval.benchmark.tasks import TASKS
+from calvin_eval.calvin import SCENES, calvin_observation
 from calvin_eval.demonstrations.check import demonstrate_once
 from calvin_eval.demonstrations.episodes import (
     Disturbance,
@@ -22,7 +23,6 @@ from calvin_eval.demonstrations.experts.motion import SHOULDER, WRIST_REACH, rea
 from calvin_eval.demonstrations.experts.state import State
 from calvin_eval.demonstrations.starts import possible, random_scene_obs, start_for
 from calvin_eval.evaluation.leash import TargetLeash
-from calvin_eval.protocol import SCENES, calvin_observation
 from calvin_eval.worlds.playtable.scenes import RESTING_ROBOT_OBS, scene_geometry
 from calvin_eval.worlds.playtable.world import PlayTable
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from calvin_eval.protocol import calvin_observation
+from calvin_eval.calvin import calvin_observation
 from policies import SENTENCES, a_batch, small_config, small_policy
 from roboflamingo.policy.control import PolicyController
 from roboflamingo.policy.roboflamingo import RoboFlamingo

@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from calvin_eval.protocol import calvin_observation
+from calvin_eval.calvin import calvin_observation
 from roboflamingo.backbone.adapters import LoRAConfig
 from roboflamingo.backbone.config import CrossAttentionConfig
 from roboflamingo.backbone.language import LanguageConfig

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from calvin_eval.protocol import calvin_observation
+from calvin_eval.calvin import calvin_observation
 from calvin_eval.system.errors import UserError
 from policies import SENTENCES
 from published import LANGUAGE_MODELS, as_mosaic, pixels, publish

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calvin_eval.protocol import calvin_observation
+from calvin_eval.calvin import calvin_observation
 from roboflamingo.backbone.config import BackboneConfig
 from roboflamingo.data.errors import DataError
 from roboflamingo.policy.control import PolicyController

@@ -15,8 +15,8 @@ from calvin_eval.benchmark.chains import CHAINS, chains, initial_state
 from calvin_eval.benchmark.instructions import SPLITS, sentences
 from calvin_eval.benchmark.tasks import TASKS, check
 from calvin_eval.benchmark.tasks import main as check_tasks
+from calvin_eval.calvin import SCENES
 from calvin_eval.demonstrations.scene_config import merged_config
-from calvin_eval.protocol import SCENES
 from calvin_eval.system.errors import UserError
 from calvin_eval.worlds.playtable.rollouts import tcp_errors
 from calvin_eval.worlds.playtable.world import PlayTable

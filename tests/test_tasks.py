@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from calvin_eval.benchmark.tasks import TASKS, check, main, solved
-from calvin_eval.protocol import BLOCKS, BlockState, Contact, Info
+from calvin_eval.calvin import BLOCKS, BlockState, Contact, Info
 
 TABLE, PLANK, DRAWER = (Contact("table", link) for link in ("base_link", "plank_link", "drawer_link"))
 FINGER = Contact("robot", "link_10")

@@ -10,8 +10,8 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 
+from calvin_eval.calvin import calvin_observation
 from calvin_eval.evaluation.films import BAR, SIZE, Clip
-from calvin_eval.protocol import calvin_observation
 
 
 def film(path: Path, steps: int = 60) -> Clip:

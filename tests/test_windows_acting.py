@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from calvin_eval.protocol import calvin_observation
+from calvin_eval.calvin import calvin_observation
 from policies import small_config
 from roboflamingo.data.windows import last_frames, to_tensors
 from roboflamingo.heads import HeadConfig

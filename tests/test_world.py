@@ -13,9 +13,9 @@ import pytest
 from scipy.spatial import ConvexHull
 
 from calvin_eval.__main__ import main
+from calvin_eval.calvin import CONTROL_RATE_HZ, SCENES, Contact
 from calvin_eval.demonstrations.silhouettes import silhouette_overlap
 from calvin_eval.demonstrations.starts import random_scene_obs
-from calvin_eval.protocol import CONTROL_RATE_HZ, SCENES, Contact
 from calvin_eval.worlds.playtable.cameras import CameraSizes
 from calvin_eval.worlds.playtable.rollouts import tcp_errors
 from calvin_eval.worlds.playtable.scenes import RESTING_ROBOT_OBS, scene_geometry

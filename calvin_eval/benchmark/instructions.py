@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from calvin_eval.benchmark.tasks import TASKS
-from calvin_eval.protocol import BLOCKS
+from calvin_eval.calvin import BLOCKS
 
 FILE = Path(__file__).parent / "data" / "instructions.yaml"
 SPLITS = ("training", "validation", "enriched")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from calvin_eval.protocol import BLOCKS, BlockState, Contact, Info
+from calvin_eval.calvin import BLOCKS, BlockState, Contact, Info
 from calvin_eval.system.errors import UserError
 
 Test = Callable[[Info, Info], bool]

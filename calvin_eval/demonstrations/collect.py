@@ -23,10 +23,11 @@ from rich.progress import (
 )
 
 from calvin_eval.benchmark.tasks import TASKS
+from calvin_eval.calvin import SCENES
 from calvin_eval.demonstrations.collection import Account, Claim
 from calvin_eval.demonstrations.episodes import EpisodeSettings, demonstrate_episode
 from calvin_eval.demonstrations.recording import COUNTS, Recorder
-from calvin_eval.protocol import SCENES, Policy
+from calvin_eval.protocol import Policy
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.machine import cores

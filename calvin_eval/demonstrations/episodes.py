@@ -14,12 +14,13 @@ import numpy as np
 
 from calvin_eval.benchmark.instructions import sentences
 from calvin_eval.benchmark.tasks import TASKS
+from calvin_eval.calvin import ACTION_SIZE, CalvinEnv
 from calvin_eval.demonstrations.experts import demonstrate
 from calvin_eval.demonstrations.experts.state import State
 from calvin_eval.demonstrations.segments import Segment
 from calvin_eval.demonstrations.starts import possible, start_for
 from calvin_eval.evaluation.leash import TargetLeash
-from calvin_eval.protocol import ACTION_SIZE, Env, Observation, Policy, check_returned
+from calvin_eval.protocol import Observation, Policy, check_returned
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, PROBABILITY, Range, check_ranges
 
@@ -107,7 +108,7 @@ class EpisodeSettings:
 class _Acting:
     """A policy at work on one task; executes its chunks whole."""
 
-    def __init__(self, env: Env, policy: Policy, instruction: str) -> None:
+    def __init__(self, env: CalvinEnv, policy: Policy, instruction: str) -> None:
         self._env, self._policy = env, policy
         self._memory = policy.start(instruction)
         self._pending: list[np.ndarray] = []
@@ -116,13 +117,11 @@ class _Acting:
         """The action (7,) to execute next; to be called at every step, since a policy may watch."""
         if not self._pending:
             actions, memories = self._policy.act([self._with_images(observation)], [self._memory])
-            check_returned(actions, memories, 1)
+            check_returned(actions, memories, 1, self._env.spec.actions)
             (self._memory,) = memories
             self._pending = list(actions[0])
-        elif getattr(self._policy, "watches", False):
-            self._memory = self._policy.watch(  # type: ignore[attr-defined]
-                self._with_images(observation), self._memory
-            )
+        elif self._policy.watches:
+            self._memory = self._policy.watch(self._with_images(observation), self._memory)
         return self._pending.pop(0)
 
     def _with_images(self, observation: Observation) -> Observation:
@@ -136,7 +135,7 @@ class _Acting:
 
 
 def demonstrate_task(
-    env: Env,
+    env: CalvinEnv,
     observation: Observation,
     task: str,
     instruction: str,
@@ -178,7 +177,7 @@ def demonstrate_task(
 
 
 def demonstrate_episode(
-    env: Env,
+    env: CalvinEnv,
     wish: str,
     settings: EpisodeSettings,
     rng: np.random.Generator,

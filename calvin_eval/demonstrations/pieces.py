@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from calvin_eval.calvin import GRIPPER, ROBOT_OBS, SCENE_OBS, STATIC
 from calvin_eval.demonstrations.segments import Segment
-from calvin_eval.protocol import GRIPPER, ROBOT_OBS, SCENE_OBS, STATIC
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import naming, read_json, write_json
 from calvin_eval.system.sealing import opened, sealed

@@ -18,7 +18,7 @@ def silhouette_overlap(scene: str, states: int, seed: int = 0) -> dict[tuple[str
     """Pixels that both renderers give to a body by pixels that either does, over random states.
 
     Args:
-        scene: one of `calvin_eval.protocol.SCENES`.
+        scene: one of `calvin_eval.calvin.SCENES`.
         states: how many.
         seed: of the states.
 

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import numpy as np
 
 from calvin_eval.benchmark.tasks import TASKS
+from calvin_eval.calvin import BLOCKS, calvin_observation
 from calvin_eval.demonstrations.experts import grasp
 from calvin_eval.demonstrations.experts.policy import PLACING
 from calvin_eval.demonstrations.experts.state import Block, State
-from calvin_eval.protocol import BLOCKS, calvin_observation
 from calvin_eval.worlds.playtable.scenes import RESTING_ROBOT_OBS, SceneGeometry, scene_geometry
 
 TABLE_HEIGHT, PLANK_HEIGHT, DRAWER_HEIGHT = 0.4598, 0.4608, 0.3621
@@ -130,7 +130,7 @@ def random_scene_obs(scene: str, rng: np.random.Generator, *, wish: str | None =
     """A random state of the table (24,): doors and lights, and blocks on table, plank, in the drawer or stacked.
 
     Args:
-        scene: one of `calvin_eval.protocol.SCENES`.
+        scene: one of `calvin_eval.calvin.SCENES`.
         rng: where the draws come from.
         wish: a task whose blocks and joints should start where the task needs them (as far as a reset can do so:
             a task that starts with a held block still needs that block lifted first).

@@ -31,10 +31,11 @@ from rich.progress import (
 )
 
 from calvin_eval.benchmark.metrics import ChainResult, summarize
+from calvin_eval.calvin import CalvinEnv
 from calvin_eval.evaluation.folder import EPOCH, EvaluationFolder, read_results
 from calvin_eval.evaluation.leash import TargetLeash
 from calvin_eval.evaluation.runner import EvaluateSettings, run_chains
-from calvin_eval.protocol import Env, Policy
+from calvin_eval.protocol import Policy
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.machine import cores
@@ -52,7 +53,7 @@ __all__ = [
     "run_chains",
 ]
 
-MakeEnv = Callable[[], Env]
+MakeEnv = Callable[[], CalvinEnv]
 MakePolicy = Callable[[], Policy]
 
 
@@ -220,13 +221,13 @@ class _Numbers:
 def _work(inbox: Any, job: _Job, environments: int) -> Iterator[ChainResult | _Environment]:
     """A worker process: makes the policy and environments, then runs chains until none is left."""
     policy = job.make_policy()
-    envs: list[Env] = []
+    envs: list[CalvinEnv] = []
     try:
         for _ in range(environments):
             envs.append(job.make_env())
         yield _Environment(envs[0].scene, envs[0].renderer)
         leash = job.settings.leash
-        leashed = envs if leash is None else [TargetLeash(env, leash) for env in envs]
+        leashed: Sequence[CalvinEnv] = envs if leash is None else [TargetLeash(env, leash) for env in envs]
         yield from run_chains(policy, leashed, iter(inbox.get, None), job.settings, job.videos)
     finally:
         for env in envs:

@@ -13,7 +13,8 @@ import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from calvin_eval.protocol import CONTROL_RATE_HZ, Observation
+from calvin_eval.calvin import CONTROL_RATE_HZ
+from calvin_eval.protocol import Observation
 from calvin_eval.system.files import naming
 
 SIZE = 320

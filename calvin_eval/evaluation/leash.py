@@ -21,7 +21,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from calvin_eval.protocol import MAX_REL_ORN, MAX_REL_POS, ROBOT_OBS, Env, Info, Observation
+from calvin_eval.calvin import MAX_REL_ORN, MAX_REL_POS, ROBOT_OBS, CalvinEnv, Info
+from calvin_eval.protocol import Observation
+from calvin_eval.specs import RobotSpec
 from calvin_eval.system.errors import UserError
 
 ANGLE_PER_METRE = 8.0
@@ -44,12 +46,22 @@ class TargetLeash:
         UserError: the reach is not longer than 0.
     """
 
-    def __init__(self, env: Env, reach: float = 0.05) -> None:
+    def __init__(self, env: CalvinEnv, reach: float = 0.05) -> None:
         if not reach > 0:
             raise UserError(f"the leash must be longer than 0 m, not {reach}; to run without one, leave it out")
         self._env, self._reach = env, reach
         self._lead = np.zeros(6)
         self._pose = np.zeros(6)
+
+    @property
+    def spec(self) -> RobotSpec:
+        """The environment's."""
+        return self._env.spec
+
+    @property
+    def most(self) -> int | None:
+        """The environment's."""
+        return self._env.most
 
     @property
     def scene(self) -> str:

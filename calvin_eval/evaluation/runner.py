@@ -21,8 +21,9 @@ from calvin_eval.benchmark.chains import CHAINS, Chain, chains, initial_state
 from calvin_eval.benchmark.instructions import SPLITS, sentences
 from calvin_eval.benchmark.metrics import ChainResult
 from calvin_eval.benchmark.tasks import TASKS
+from calvin_eval.calvin import CalvinEnv, Info
 from calvin_eval.evaluation.films import Clip
-from calvin_eval.protocol import Env, Info, Memory, Observation, Policy, check_returned
+from calvin_eval.protocol import Memory, Observation, Policy, check_returned
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, SEED, Range, check_ranges
 
@@ -59,7 +60,7 @@ class EvaluateSettings:
 
 
 def run_chains(
-    policy: Policy, envs: Sequence[Env], indices: Iterable[int], settings: EvaluateSettings, videos: Path
+    policy: Policy, envs: Sequence[CalvinEnv], indices: Iterable[int], settings: EvaluateSettings, videos: Path
 ) -> Iterator[ChainResult]:
     """Runs the chains of these indices; each environment takes the next one as soon as it is free.
 
@@ -83,7 +84,7 @@ def run_chains(
         if not running:
             return
         actions, memories = policy.act([r.observation for r in running], [r.memory for r in running])
-        check_returned(actions, memories, len(running))
+        check_returned(actions, memories, len(running), running[0].env.spec.actions)
         for rollout, chunk, memory in zip(running, actions, memories, strict=True):
             rollout.memory = memory
             rollout.execute(chunk)
@@ -97,7 +98,7 @@ def run_chains(
 class _Rollout:
     """One chain under way in one environment."""
 
-    env: Env
+    env: CalvinEnv
     index: int
     chain: Chain
     settings: EvaluateSettings
@@ -131,7 +132,7 @@ class _Rollout:
 
     def execute(self, actions: np.ndarray) -> None:
         """Executes a chunk (K, 7), unless the task is solved or out of time within it."""
-        watches = getattr(self.policy, "watches", False)
+        watches = self.policy.watches
         for number, action in enumerate(actions, start=1):
             looks_next = (watches or number == len(actions)) and self.step + 1 < self.settings.max_steps
             rendered = looks_next or self.clip is not None
@@ -149,7 +150,7 @@ class _Rollout:
                 self._end_task(False)
                 return
             if watches and number < len(actions):
-                self.memory = self.policy.watch(self.observation, self.memory)  # type: ignore[attr-defined]
+                self.memory = self.policy.watch(self.observation, self.memory)
 
     def finish(self) -> ChainResult:
         """What came of it, once it is over."""

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from calvin_eval.benchmark.tasks import TASKS
+from calvin_eval.calvin import calvin_observation
 from calvin_eval.demonstrations.episodes import EpisodeSettings, demonstrate_episode
 from calvin_eval.demonstrations.recording import Recorder
-from calvin_eval.protocol import Observation, calvin_observation
+from calvin_eval.protocol import Observation
 from calvin_eval.worlds.playtable.world import PlayTable
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.control import PolicyController

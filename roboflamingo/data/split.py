@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from calvin_eval.protocol import BLOCKS
+from calvin_eval.calvin import BLOCKS
 from roboflamingo.data.annotations import Segment, read_segments
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.plain import load_plain_dict, whole_number

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from calvin_eval.protocol import MAX_REL_ORN, MAX_REL_POS
+from calvin_eval.calvin import MAX_REL_ORN, MAX_REL_POS
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, FINITE, check_ranges
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calvin_eval.protocol import ACTION_SIZE, GRIPPER, ROBOT_OBS, STATIC, Observation
+from calvin_eval.calvin import ACTION_SIZE, GRIPPER, ROBOT_OBS, STATIC
+from calvin_eval.protocol import Observation, Policy
 from calvin_eval.system.errors import UserError
 from roboflamingo.backbone import Text
 from roboflamingo.backbone.flamingo import stack
@@ -63,7 +64,7 @@ def check_execution(config: PolicyConfig, execute: int, ensemble: float | None) 
         raise UserError(f"a temporal ensemble predicts at every step: it needs execute=1, not {execute}")
 
 
-class PolicyController:
+class PolicyController(Policy):
     """A policy that acts.
 
     An episode's window grows from its first frame to T frames, as RoboFlamingo's does, and as training's windows do.

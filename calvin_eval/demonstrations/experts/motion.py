@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from calvin_eval.calvin import MAX_REL_ORN, MAX_REL_POS
 from calvin_eval.demonstrations.experts.state import State, wrap
-from calvin_eval.protocol import MAX_REL_ORN, MAX_REL_POS
 
 OPEN, CLOSE = 1.0, -1.0
 GAIN = 0.45

@@ -11,10 +11,11 @@ from functools import partial
 import numpy as np
 
 from calvin_eval.benchmark.instructions import task_of
+from calvin_eval.calvin import BLOCKS
 from calvin_eval.demonstrations.experts import blocks, fixtures, grasp
 from calvin_eval.demonstrations.experts.motion import Goal, action_towards
 from calvin_eval.demonstrations.experts.state import State
-from calvin_eval.protocol import BLOCKS, Memory, Observation
+from calvin_eval.protocol import Memory, Observation, Policy
 
 Demonstrator = Callable[[State], Goal]
 
@@ -79,11 +80,11 @@ def demonstrate(task: str, observation: Observation, scene: str) -> np.ndarray:
     return action_towards(state, DEMONSTRATORS[task](state))
 
 
-class Expert:
+class Expert(Policy):
     """The demonstrators as a policy; its memory is the name of the task.
 
     Args:
-        scene: the scene its environments show, one of `calvin_eval.protocol.SCENES`.
+        scene: the scene its environments show, one of `calvin_eval.calvin.SCENES`.
     """
 
     def __init__(self, scene: str) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from calvin_eval.protocol import BLOCKS, ROBOT_OBS, SCENE_OBS, Observation
+from calvin_eval.calvin import BLOCKS, ROBOT_OBS, SCENE_OBS
+from calvin_eval.protocol import Observation
 from calvin_eval.system.errors import UserError
 from calvin_eval.worlds.playtable.scenes import SceneGeometry, scene_geometry
 

@@ -42,7 +42,7 @@ class Drawn(Protocol):
     """What renderers need to know of a world.
 
     Attributes:
-        scene: one of `calvin_eval.protocol.SCENES`.
+        scene: one of `calvin_eval.calvin.SCENES`.
         client: pybullet's number of the world.
         robot: the arm.
         table: the play table and its lamps.

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from calvin_eval.protocol import ACTION_SIZE, MAX_REL_ORN, MAX_REL_POS
+from calvin_eval.calvin import ACTION_SIZE, MAX_REL_ORN, MAX_REL_POS
 from calvin_eval.system.errors import UserError
 from calvin_eval.worlds.playtable.bullet import pybullet as p
 from calvin_eval.worlds.playtable.scenes import RESTING_JOINTS, ROBOT_BASE

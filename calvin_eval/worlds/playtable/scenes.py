@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from calvin_eval.protocol import SCENES
+from calvin_eval.calvin import SCENES
 from calvin_eval.system.errors import UserError
 
 TABLE_TOP = 0.44
@@ -35,7 +35,7 @@ class SceneGeometry:
     """One scene.
 
     Attributes:
-        name: one of `calvin_eval.protocol.SCENES`.
+        name: one of `calvin_eval.calvin.SCENES`.
         block_order: the blocks in the order in which scene_obs lists them; it differs between scenes.
         block_lengths: long edge (m) of each block; the other two are `BLOCK_THICKNESS`.
         button: (3,) centre of the button's base.

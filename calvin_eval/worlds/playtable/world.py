@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import pybullet_data
 
-from calvin_eval.protocol import BlockState, Contact, Info, Observation, calvin_observation
+from calvin_eval.calvin import BlockState, Contact, Info, calvin_observation, calvin_robot
+from calvin_eval.protocol import Observation
+from calvin_eval.specs import RobotSpec
 from calvin_eval.system.errors import UserError
 from calvin_eval.worlds.playtable import urdf
 from calvin_eval.worlds.playtable.bullet import pybullet as p
@@ -29,6 +31,8 @@ from calvin_eval.worlds.playtable.scenes import SceneGeometry, scene_geometry
 from calvin_eval.worlds.playtable.table import Table
 
 PHYSICS_STEPS = 8
+SERVERS = 1024
+"""Worlds that pybullet holds in a process."""
 GRAVITY = -9.8
 RAISED_ARM = (0.0, -0.6, 0.0, -0.3, 0.0, 0.3, 0.0)
 """Arm joints at which nothing touches anything."""
@@ -47,6 +51,8 @@ class PlayTable:
         UserError: an unknown scene or renderer.
     """
 
+    most = SERVERS
+
     def __init__(
         self,
         scene: str = "D",
@@ -58,12 +64,15 @@ class PlayTable:
         self._rng = np.random.default_rng(seed)
         self._client = p.connect(p.DIRECT)
         if self._client < 0:
-            raise RuntimeError("pybullet gave no physics server; it holds at most 1024 at a time: close some worlds")
+            raise RuntimeError(
+                f"pybullet gave no physics server; it holds at most {SERVERS} at a time: close some worlds"
+            )
+        self._sizes = sizes or CameraSizes()
         self._renderer: Renderer | None = None
         try:
             with tempfile.TemporaryDirectory() as folder:
                 self._load(Path(folder))
-                self._renderer = make_renderer(renderer, self, sizes or CameraSizes())
+                self._renderer = make_renderer(renderer, self, self._sizes)
         except BaseException:
             self.close()
             raise
@@ -109,6 +118,13 @@ class PlayTable:
     def renderer(self) -> str:
         """Name of what draws the images."""
         return "none" if self._renderer is None else self._renderer.name
+
+    @property
+    def spec(self) -> RobotSpec:
+        """CALVIN's robot, with the cameras that are rendered."""
+        if self._renderer is None:
+            return calvin_robot(0, 0)
+        return calvin_robot(self._sizes.static, self._sizes.gripper)
 
     @property
     def client(self) -> int:
