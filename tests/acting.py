@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from calvin_eval.demonstrations.experts import Expert
-from calvin_eval.protocol import Memory, Observation
+from calvin_eval.protocol import Memory, Observation, Policy
 from calvin_eval.worlds.playtable.world import PlayTable
 
 BLIND = partial(PlayTable, "D", renderer="none")

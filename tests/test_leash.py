@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from calvin_eval.benchmark.chains import chains, initial_state
-from calvin_eval.calvin import Info, calvin_observation
+from calvin_eval.calvin import Info, calvin_observation, calvin_robot
 from calvin_eval.evaluation.leash import ANGLE_PER_METRE, SCALE, TargetLeash
 from calvin_eval.protocol import Observation
 from calvin_eval.worlds.playtable.world import PlayTable
@@ -94,7 +94,7 @@ def test_a_leash_needs_length(world: PlayTable) -> None:
 class Arm:
     """An environment whose arm is wherever the test says, however its target moves. Keeps what it executed."""
 
-    scene, renderer = "D", "none"
+    scene, renderer, spec, most = "D", "none", calvin_robot(0, 0), None
 
     def __init__(self, poses: list[np.ndarray]) -> None:
         self._poses, self.executed = iter(poses), list[np.ndarray]()
