@@ -14,7 +14,7 @@ from policies import small_policy
 from roboflamingo.cli.arguments import Given, parse_given
 from roboflamingo.cli.collect import CollectConfig
 from roboflamingo.cli.convert import ConvertConfig
-from roboflamingo.cli.demo import DemoConfig
+from roboflamingo.cli.demo_parts import DemoConfig
 from roboflamingo.cli.evaluate import EvaluateConfig
 from roboflamingo.cli.fields import keys_of, leaves, members
 from roboflamingo.cli.main import VERBS, main

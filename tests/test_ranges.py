@@ -19,7 +19,7 @@ from roboflamingo.backbone.config import PRESETS, BackboneConfig, CrossAttention
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.cli.collect import CollectConfig
-from roboflamingo.cli.demo import DemoConfig, Round
+from roboflamingo.cli.demo_parts import DemoConfig, Round
 from roboflamingo.cli.evaluate import EvaluateConfig
 from roboflamingo.heads import HeadConfig
 from roboflamingo.policy.actions import Statistics
