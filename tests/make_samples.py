@@ -23,9 +23,9 @@ from calvin_eval.calvin import BLOCKS, SCENES, Contact, Info
 from calvin_eval.demonstrations.experts import demonstrate
 from calvin_eval.demonstrations.scene_config import merged_config
 from calvin_eval.demonstrations.starts import random_scene_obs, start_for
-from calvin_eval.evaluation.leash import TargetLeash
 from calvin_eval.system.files import write_atomic, write_json, write_text
 from calvin_eval.system.provenance import code_version, provenance
+from calvin_eval.worlds.leash import TargetLeash
 from calvin_eval.worlds.playtable.rollouts import LIMIT_MM, tcp_errors
 from calvin_eval.worlds.playtable.scenes import RESTING_ROBOT_OBS, scene_geometry
 from calvin_eval.worlds.playtable.world import PlayTable

@@ -22,7 +22,7 @@ from calvin_eval.demonstrations.experts import DEMONSTRATORS, Expert, demonstrat
 from calvin_eval.demonstrations.experts.motion import SHOULDER, WRIST_REACH, reach_lean, tilt
 from calvin_eval.demonstrations.experts.state import State
 from calvin_eval.demonstrations.starts import possible, random_scene_obs, start_for
-from calvin_eval.evaluation.leash import TargetLeash
+from calvin_eval.worlds.leash import TargetLeash
 from calvin_eval.worlds.playtable.scenes import RESTING_ROBOT_OBS, scene_geometry
 from calvin_eval.worlds.playtable.world import PlayTable
 

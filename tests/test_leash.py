@@ -12,8 +12,8 @@ from scipy.spatial.transform import Rotation
 
 from calvin_eval.benchmark.chains import chains, initial_state
 from calvin_eval.calvin import Info, calvin_observation, calvin_robot
-from calvin_eval.evaluation.leash import ANGLE_PER_METRE, SCALE, TargetLeash
 from calvin_eval.protocol import Observation
+from calvin_eval.worlds.leash import ANGLE_PER_METRE, SCALE, TargetLeash
 from calvin_eval.worlds.playtable.world import PlayTable
 
 UP, DOWN = (np.array([0.0, 0, z, 0, 0, 0, -1]) for z in (1.0, -1.0))

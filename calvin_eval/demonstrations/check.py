@@ -13,10 +13,10 @@ from rich.table import Table
 from calvin_eval.benchmark.tasks import TASKS
 from calvin_eval.demonstrations.episodes import NO_NOISE, EpisodeSettings, demonstrate_task
 from calvin_eval.demonstrations.starts import start_for
-from calvin_eval.evaluation.leash import TargetLeash
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.machine import cores
 from calvin_eval.system.processes import run_jobs
+from calvin_eval.worlds.leash import TargetLeash
 from calvin_eval.worlds.playtable.scenes import scene_geometry
 from calvin_eval.worlds.playtable.world import PlayTable
 

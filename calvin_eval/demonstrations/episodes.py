@@ -19,10 +19,10 @@ from calvin_eval.demonstrations.experts import demonstrate
 from calvin_eval.demonstrations.experts.state import State
 from calvin_eval.demonstrations.segments import Segment
 from calvin_eval.demonstrations.starts import possible, start_for
-from calvin_eval.evaluation.leash import TargetLeash
 from calvin_eval.protocol import Observation, Policy, check_returned
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, PROBABILITY, Range, check_ranges
+from calvin_eval.worlds.leash import TargetLeash
 
 GRIPPER = ACTION_SIZE - 1
 

@@ -33,7 +33,6 @@ from rich.progress import (
 from calvin_eval.benchmark.metrics import ChainResult, summarize
 from calvin_eval.calvin import CalvinEnv
 from calvin_eval.evaluation.folder import EPOCH, EvaluationFolder, read_results
-from calvin_eval.evaluation.leash import TargetLeash
 from calvin_eval.evaluation.runner import EvaluateSettings, run_chains
 from calvin_eval.protocol import Policy
 from calvin_eval.system.errors import UserError
@@ -41,6 +40,7 @@ from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.machine import cores
 from calvin_eval.system.processes import run_workers
 from calvin_eval.system.provenance import code_version
+from calvin_eval.worlds.leash import TargetLeash
 
 __all__ = [
     "EPOCH",
