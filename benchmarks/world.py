@@ -24,7 +24,7 @@ import numpy as np
 from facts import made_on
 
 from calvin_eval.demonstrations.starts import random_scene_obs, start_for
-from calvin_eval.worlds.playtable.cameras import RENDERERS
+from calvin_eval.worlds.playtable.renderers import RENDERERS
 from calvin_eval.worlds.playtable.world import PlayTable
 
 WARM_UP = 20

@@ -143,7 +143,7 @@ def test_environments_share_forward_passes_and_take_the_next_chain_when_free(tmp
         (np.zeros((1, 1, 6)), r"shape \(1, 1, 6\)"),
         ([[[0.0] * 7, [0.0]]], "no array of numbers"),
         (np.full((1, 1, 7), np.nan), "not finite"),
-        (np.zeros((1, 1, 7)), r"gripper entries other than -1 \(close\) and 1"),
+        (np.zeros((1, 1, 7)), "whose gripper is neither -1 nor 1"),
     ],
 )
 def test_actions_that_no_policy_may_return_are_its_error_before_anything_moves(

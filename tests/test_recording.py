@@ -48,8 +48,8 @@ def test_frames_read_back_to_the_bit_with_calvin_s_keys_and_types(split: Path, e
             "rgb_static": ("uint8", (200, 200, 3)),
             "rgb_gripper": ("uint8", (84, 84, 3)),
         }
-        for key in ("robot_obs", "scene_obs", "rgb_static", "rgb_gripper"):
-            np.testing.assert_array_equal(arrays[key], getattr(observation, key))
+        for key, value in {**observation.images, **observation.state, **observation.privileged}.items():
+            np.testing.assert_array_equal(arrays[key], value)
         np.testing.assert_array_equal(arrays["rel_actions"], label)
 
 
@@ -148,7 +148,7 @@ def test_an_episode_that_was_cut_short_counts_as_missing_and_is_written_anew(
 ) -> None:
     recorder = record(tmp_path / "training", episodes, order=(0, 2))
     broken = replace(episodes[1][0], observations=list(episodes[1][0].observations))
-    broken.observations[3] = replace(broken.observations[3], scene_obs=None)
+    broken.observations[3] = replace(broken.observations[3], privileged={})
     with pytest.raises(ValueError, match="scene_obs"):
         recorder.write(1, "D", [broken])
     assert [recorder.has(number) for number in range(3)] == [True, False, True]
