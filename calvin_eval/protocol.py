@@ -111,10 +111,13 @@ class Policy(ABC):
         return memory
 
     def end(self, memory: Memory) -> None:  # noqa: B027 (most have nothing to do)
-        """The episode of this memory is over; whatever is held for it elsewhere may go."""
+        """What was begun with `start` is over; whatever is held for it elsewhere may go.
+
+        Called once for every call of `start`, with the latest memory that came of it, also where a run stops early.
+        """
 
     def close(self) -> None:  # noqa: B027 (likewise)
-        """Frees everything. Closing twice is fine."""
+        """Frees everything; called when a process is done with the policy. Closing twice is fine."""
 
 
 def check_returned(actions: np.ndarray, memories: Sequence[Memory], episodes: int, spec: ActionSpec) -> None:
@@ -152,7 +155,8 @@ class SubTask:
     Attributes:
         name: for tables of results.
         instruction: what the policy is told.
-        solved: whether it is done, given what `Env.info` said when it began and what it says now.
+        solved: whether it is done, given what `Env.info` said when it began and what it says now; asked after every
+            control step.
     """
 
     name: str
@@ -166,9 +170,12 @@ class Episode:
 
     Attributes:
         index: its number in the benchmark.
-        reset: puts an environment into the initial state.
-        subtasks: in order.
-        max_steps: control steps that each may take.
+        reset: puts an environment into the initial state and returns what is seen there, images included.
+        subtasks: in order; at least one.
+        max_steps: control steps that each may take; at least 1.
+
+    Raises:
+        UserError: there is no sub-task, or no step.
     """
 
     index: int
@@ -176,16 +183,75 @@ class Episode:
     subtasks: tuple[SubTask, ...]
     max_steps: int
 
-
-class Benchmark(Protocol):
-    """Episodes by number. It is sent to worker processes, so it must be picklable."""
+    def __post_init__(self) -> None:
+        if not self.subtasks or self.max_steps < 1:
+            raise UserError(
+                f"episode {self.index} has {len(self.subtasks)} sub-tasks of {self.max_steps} steps; "
+                "it needs one of each at least: mend the benchmark"
+            )
 
     @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of its sub-tasks."""
+        return tuple(subtask.name for subtask in self.subtasks)
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    """What came of an episode.
+
+    Attributes:
+        index: its number in the benchmark.
+        tasks: the names of all its sub-tasks.
+        solved: how many were solved before the first failure.
+        steps: control steps spent on each attempted sub-task.
+    """
+
+    index: int
+    tasks: tuple[str, ...]
+    solved: int
+    steps: tuple[int, ...]
+
+
+class Benchmark(ABC):
+    """Episodes by number. It is sent to worker processes, so it must be picklable.
+
+    An episode of a number must be the same whenever and wherever it is made.
+    """
+
+    @property
+    @abstractmethod
     def name(self) -> str:
         """For messages and result files."""
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What its episodes depend on besides their number, as JSON values; of another package, its version too.
+
+        Episodes that were finished under other settings do not count when an evaluation is continued.
+        """
+        return {}
+
+    @abstractmethod
     def __len__(self) -> int:
         """How many episodes there are."""
 
+    @abstractmethod
     def episode(self, index: int) -> Episode:
-        """One of them."""
+        """One of them; 0 <= index < len."""
+
+    def facts(self, env: Any) -> Mapping[str, str]:
+        """What results must say of an environment besides its renderer, such as its scene.
+
+        All environments of an evaluation must have the same.
+        """
+        return {}
+
+    def summarize(self, results: Sequence[EpisodeResult], seed: int) -> dict[str, Any] | None:
+        """What results amount to, as JSON values in a layout of the benchmark's own; None for the general one.
+
+        Args:
+            results: at least one.
+            seed: of what is drawn for intervals.
+        """
+        return None

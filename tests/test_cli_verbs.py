@@ -166,7 +166,7 @@ def test_a_fault_of_ours_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_signal_is_one_line_and_its_status(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from calvin_eval.system.processes import Stopped
+    from calvin_eval.system.signals import Stopped
 
     for error, code, name in (
         (Stopped(signal.SIGTERM), 143, "SIGTERM"),

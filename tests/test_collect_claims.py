@@ -203,7 +203,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from calvin_eval.demonstrations.collect import collect
-from calvin_eval.system.processes import Stopped, stop_signals
+from calvin_eval.system.signals import Stopped, stop_signals
 from test_collect_claims import ABOUT, SETTINGS, load
 if __name__ == "__main__":
     out = Path(sys.argv[1])

@@ -18,8 +18,9 @@ from calvin_eval.system import machine, processes
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import append_line, read_lines, replace_folder, write_atomic, write_json
 from calvin_eval.system.locks import LOCK, folder_lock
-from calvin_eval.system.processes import Stopped, WorkerError, run_jobs, run_workers, stop_signals
+from calvin_eval.system.processes import WorkerError, WorkerKilledError, run_jobs, run_workers
 from calvin_eval.system.provenance import fingerprint
+from calvin_eval.system.signals import Stopped, stop_signals
 from mutations import damaged
 
 # --- files ------------------------------------------------------------------------------------
@@ -186,7 +187,7 @@ def test_a_fault_comes_out_with_the_workers_traceback() -> None:
 
 
 def test_a_killed_worker_is_an_error_that_says_so() -> None:
-    with pytest.raises(WorkerError, match="exit code -9"):
+    with pytest.raises(WorkerKilledError, match=r"killed by SIGKILL.*lack of memory.*the same command continues it"):
         list(run_jobs(die, [1], 1))
 
 
@@ -195,7 +196,8 @@ import os, sys
 sys.path.insert(0, sys.argv[1])
 from test_system import sleep_for_ever
 from calvin_eval.system import processes
-from calvin_eval.system.processes import Stopped, run_jobs, stop_signals
+from calvin_eval.system.processes import run_jobs
+from calvin_eval.system.signals import Stopped, stop_signals
 end = processes._worker
 if __name__ == "__main__":
     import multiprocessing, threading

@@ -22,7 +22,8 @@ from calvin_eval.benchmark.tasks import TASKS
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import write_text
 from calvin_eval.system.machine import cores
-from calvin_eval.system.processes import Stopped, run_jobs, stop_signals
+from calvin_eval.system.processes import run_jobs
+from calvin_eval.system.signals import Stopped, stop_signals
 from calvin_eval.worlds.playtable.scenes import DRAWER_TRAVEL, SWITCH_TRAVEL, scene_geometry
 
 CHAINS = 1000

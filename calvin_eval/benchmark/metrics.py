@@ -1,4 +1,7 @@
-"""What chains amount to: success rates, average length, counts per task, each with its uncertainty."""
+"""What episodes amount to: success rates, sub-tasks solved on average, counts per sub-task, each with its uncertainty.
+
+Nothing here knows how long an episode is or what its sub-tasks are called.
+"""
 
 from __future__ import annotations
 
@@ -9,60 +12,75 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-LENGTH = 5
+from calvin_eval.protocol import EpisodeResult
+
 RESAMPLES = 10_000
 HALF_AN_OBSERVATION = 0.5
 """How much of an observation at the end of the range `mean_interval` adds: Jeffreys' choice for rates."""
 
 
-@dataclass(frozen=True)
-class ChainResult:
-    """One chain.
+def summarize_episodes(results: Sequence[EpisodeResult], seed: int = 0) -> dict[str, Any]:
+    """The figures of a benchmark that has no layout of its own, with 95 % intervals.
 
-    Attributes:
-        index: its number among the official chains.
-        tasks: its five tasks.
-        solved: how many were solved, 0..5, before the first failure.
-        steps: control steps spent on each attempted task.
-    """
-
-    index: int
-    tasks: tuple[str, ...]
-    solved: int
-    steps: tuple[int, ...]
-
-
-def summarize(results: Sequence[ChainResult], seed: int = 0) -> dict[str, Any]:
-    """CALVIN's figures, in its own layout, with 95 % intervals beside them (CALVIN SPEC 1.11).
-
-    Rates get Wilson's interval, the average length that of `mean_interval`. `lengths` holds what every chain came to,
-    by its index, so that evaluations can be compared chain by chain.
+    Returns:
+        `episodes`, their number; `solved_whole`, the share of which every sub-task was solved; `avg_solved`, sub-tasks
+        solved on average; `subtasks`, for each name successes, attempts, rate and the rate's interval; `intervals` of
+        `solved_whole` and `avg_solved`; `steps_per_solved_subtask` and `subtask_steps`, control steps on average;
+        `lengths`, sub-tasks solved in each episode by its index.
 
     Args:
-        results: at least one chain.
+        results: at least one.
         seed: of the draws of the interval.
 
     Raises:
         ValueError: there are no results.
     """
     if not results:
-        raise ValueError("no chain was evaluated, so there is nothing to summarize")
-    lengths = np.array([result.solved for result in results])
-    reached = {str(k): int((lengths >= k).sum()) for k in range(1, LENGTH + 1)}
-    count = len(results)
+        raise ValueError("no episode was evaluated, so there is nothing to summarize")
+    solved = np.array([result.solved for result in results])
+    whole, count = sum(result.solved == len(result.tasks) for result in results), len(results)
     return {
-        "avg_seq_len": float(lengths.mean()),
-        "chain_sr": {k: n / count for k, n in reached.items()},
-        "task_info": _per_task(results),
-        "chains": count,
-        "intervals": {
-            "avg_seq_len": mean_interval(lengths, 0, LENGTH, seed),
-            "chain_sr": {k: wilson(n, count) for k, n in reached.items()},
+        "episodes": count,
+        "solved_whole": whole / count,
+        "avg_solved": float(solved.mean()),
+        "subtasks": {
+            name: {**counts, "rate": counts["success"] / counts["total"], "interval": wilson(*counts.values())}
+            for name, counts in count_subtasks(results).items()
         },
-        "steps_per_solved_task": _mean_steps(results),
-        "task_steps": _mean_steps_per_task(results),
+        "intervals": {
+            "solved_whole": wilson(whole, count),
+            "avg_solved": mean_interval(solved, 0, max(len(result.tasks) for result in results), seed),
+        },
+        "steps_per_solved_subtask": mean_steps(results),
+        "subtask_steps": mean_steps_by_name(results),
         "lengths": {str(result.index): result.solved for result in results},
     }
+
+
+def count_subtasks(results: Sequence[EpisodeResult]) -> dict[str, dict[str, int]]:
+    """Successes and attempts by name: sub-tasks after an episode's first failure were never attempted."""
+    counts: dict[str, dict[str, int]] = {}
+    for result in results:
+        for position, task in enumerate(result.tasks[: result.solved + 1]):
+            entry = counts.setdefault(task, {"success": 0, "total": 0})
+            entry["total"] += 1
+            entry["success"] += int(position < result.solved)
+    return dict(sorted(counts.items()))
+
+
+def mean_steps(results: Sequence[EpisodeResult]) -> float | None:
+    """Control steps that a solved sub-task took on average; None where none was solved."""
+    steps = [step for result in results for step in result.steps[: result.solved]]
+    return float(np.mean(steps)) if steps else None
+
+
+def mean_steps_by_name(results: Sequence[EpisodeResult]) -> dict[str, float]:
+    """Control steps that each sub-task took on average where it was solved."""
+    steps: dict[str, list[int]] = {}
+    for result in results:
+        for task, count in zip(result.tasks[: result.solved], result.steps, strict=False):
+            steps.setdefault(task, []).append(count)
+    return {task: float(np.mean(counts)) for task, counts in sorted(steps.items())}
 
 
 def wilson(successes: int, trials: int) -> list[float]:
@@ -103,57 +121,35 @@ def mean_interval(values: np.ndarray, lowest: float, highest: float, seed: int) 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much longer one evaluation's chains are than another's, over the chains that both ran.
+    """How many more sub-tasks one evaluation solves than another in an episode, over the episodes that both ran.
 
     Attributes:
-        mean: of the differences of length; positive where the first is longer.
+        mean: of the differences; positive where the first solves more.
         interval: 95 %, as `mean_interval` has it, of the differences.
-        chains: how many both ran.
+        episodes: how many both ran.
     """
 
     mean: float
     interval: list[float]
-    chains: int
+    episodes: int
 
 
-def paired_difference(first: Mapping[int, int], second: Mapping[int, int], seed: int = 0) -> Difference | None:
-    """Compares two evaluations chain by chain; None where they share no chain.
+def paired_difference(
+    first: Mapping[int, int], second: Mapping[int, int], most: int, seed: int = 0
+) -> Difference | None:
+    """Compares two evaluations episode by episode; None where they share none.
 
-    A chain's start and tasks are the same for both, so what makes a chain hard cancels out and the interval is
+    An episode's start and sub-tasks are the same for both, so what makes it hard cancels out and the interval is
     narrower than that of two averages.
 
     Args:
-        first: solved tasks by the chain's index.
+        first: solved sub-tasks by the episode's index.
         second: likewise.
+        most: sub-tasks of an episode.
         seed: of the draws of the interval.
     """
     common = sorted(first.keys() & second.keys())
     if not common:
         return None
     values = np.array([first[index] - second[index] for index in common])
-    return Difference(float(values.mean()), mean_interval(values, -LENGTH, LENGTH, seed), len(common))
-
-
-def _per_task(results: Sequence[ChainResult]) -> dict[str, dict[str, int]]:
-    """Successes and attempts: tasks after a chain's first failure were never attempted."""
-    counts: dict[str, dict[str, int]] = {}
-    for result in results:
-        for position, task in enumerate(result.tasks[: result.solved + 1]):
-            entry = counts.setdefault(task, {"success": 0, "total": 0})
-            entry["total"] += 1
-            entry["success"] += int(position < result.solved)
-    return dict(sorted(counts.items()))
-
-
-def _mean_steps(results: Sequence[ChainResult]) -> float | None:
-    steps = [step for result in results for step in result.steps[: result.solved]]
-    return float(np.mean(steps)) if steps else None
-
-
-def _mean_steps_per_task(results: Sequence[ChainResult]) -> dict[str, float]:
-    """Control steps that each task took where it was solved."""
-    steps: dict[str, list[int]] = {}
-    for result in results:
-        for task, count in zip(result.tasks[: result.solved], result.steps, strict=False):
-            steps.setdefault(task, []).append(count)
-    return {task: float(np.mean(counts)) for task, counts in sorted(steps.items())}
+    return Difference(float(values.mean()), mean_interval(values, -most, most, seed), len(common))

@@ -1,67 +1,85 @@
-"""Evaluates a policy on CALVIN's chains: in several processes, resumable, with intervals (CALVIN SPEC 1.11).
+"""Evaluates a policy on a benchmark: in several processes, resumable, with intervals.
 
 Several environments in a process share each forward pass of the policy, and several processes share the
-chains. Every finished chain is on the disk at once; a killed evaluation goes on with the missing ones.
+episodes. Every finished episode is on the disk at once; a killed evaluation goes on with the missing ones.
 
-Which process runs which chain, and with which others, changes nothing as long as a policy's actions for one
+Which process runs which episode, and with which others, changes nothing as long as a policy's actions for one
 episode do not depend on the episodes beside it. The scripted expert's never do. A learned policy's do not on a CPU
 as long as its passes always have the same number of rows (see `roboflamingo.policy.control`); another `batch` is
-another number of rows, so its last digits differ and now and then a chain does. `batch` is therefore part of what was
-evaluated, and results name it. On a GPU, equal results are likely and not promised.
+another number of rows, so its last digits differ and now and then an episode does. `batch` is therefore part of what
+was evaluated, and results name it. On a GPU, equal results are likely and not promised.
 
-What an evaluation leaves: `settings.json`, `environment.json`, `chains.jsonl` (a line per finished chain),
-`results.json`, and `videos/` if films were wanted; see `evaluation_folder`.
+What an evaluation leaves: `settings.json`, `environment.json`, `chains.jsonl` (a line per finished episode, which is a
+chain of sub-tasks), `results.json`, and `videos/` if films were wanted; see `evaluation.folder`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
-from calvin_eval.benchmark.metrics import ChainResult, summarize
-from calvin_eval.calvin import CalvinEnv
-from calvin_eval.evaluation.folder import EPOCH, EvaluationFolder, read_results
-from calvin_eval.evaluation.runner import EvaluateSettings, run_chains
-from calvin_eval.protocol import Policy
+from calvin_eval.benchmark.metrics import summarize_episodes
+from calvin_eval.evaluation.folder import EvaluationFolder, film_path
+from calvin_eval.evaluation.progress import show
+from calvin_eval.evaluation.runner import run_episodes
+from calvin_eval.protocol import Benchmark, Env, Episode, EpisodeResult, Policy
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.machine import cores
 from calvin_eval.system.processes import run_workers
 from calvin_eval.system.provenance import code_version
-from calvin_eval.worlds.leash import TargetLeash
+from calvin_eval.system.ranges import AMOUNT, COUNT, SEED, check_ranges
 
-__all__ = [
-    "EPOCH",
-    "ChainResult",
-    "EvaluateSettings",
-    "MakeEnv",
-    "MakePolicy",
-    "evaluate",
-    "read_results",
-    "run_chains",
-]
-
-MakeEnv = Callable[[], CalvinEnv]
+MakeEnv = Callable[[], Env]
 MakePolicy = Callable[[], Policy]
 
 
+class Settings(Protocol):
+    """What `evaluate` is told; a dataclass of JSON values, all of which results name."""
+
+    @property
+    def episodes(self) -> int:
+        """How many are run, from the first."""
+
+    @property
+    def videos(self) -> int:
+        """How many of them are filmed, from the first."""
+
+    @property
+    def seed(self) -> int:
+        """Of what is drawn for intervals."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of any benchmark.
+
+    Attributes:
+        episodes: how many are run, from the first.
+        videos: how many of them are filmed, from the first.
+        seed: for the intervals.
+    """
+
+    episodes: int
+    videos: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "settings", episodes=COUNT, videos=AMOUNT, seed=SEED)
+        if self.videos > self.episodes:
+            raise UserError(f"settings.videos is {self.videos}, but there are only {self.episodes} episodes to film")
+
+
 def evaluate(
+    benchmark: Benchmark,
     make_env: MakeEnv,
     make_policy: MakePolicy,
     out: Path,
-    settings: EvaluateSettings,
+    settings: Settings,
     *,
     workers: int | None = None,
     batch: int = 8,
@@ -71,17 +89,19 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates a policy and writes `out/results.json`.
 
-    Finished chains in the folder count if they are of the same thing: if `about` (but for the path "policy"),
-    settings, batch and the benchmark's code are what they were. Films that are missing of finished chains are made by
-    running those chains again.
+    Finished episodes in the folder count if they are of the same thing: if `about` (but for the path "policy"),
+    benchmark, settings, batch and code are what they were. Films that are missing of finished episodes are made by
+    running those episodes again.
 
     Args:
+        benchmark: what is to be done; picklable.
         make_env: makes an environment, in a worker process; picklable.
         make_policy: makes the policy, in a worker process; picklable.
-        out: folder for results, finished chains and videos. One evaluation at a time writes to it.
-        settings: how chains are run.
+        out: folder for results, finished episodes and videos. One evaluation at a time writes to it.
+        settings: how many episodes are run.
         workers: processes; one per core by default.
-        batch: most environments of a process, which share a forward pass.
+        batch: most environments of a process, which share a forward pass. Where a process may hold fewer (`Env.most`),
+            it is that number, and results say so.
         label: of the progress bar.
         about: what is evaluated; JSON values. For a policy of files its fingerprint belongs here
             (`system.provenance.fingerprint`), so that other weights under the same name are another policy, and
@@ -89,27 +109,31 @@ def evaluate(
         fresh: removes an evaluation of something else that the folder holds, instead of refusing.
 
     Returns:
-        What results.json holds: CALVIN's `avg_seq_len`, `chain_sr` and `task_info`, and ours beside them.
+        What results.json holds: the benchmark's figures (`Benchmark.summarize`, or those of
+        `benchmark.metrics.summarize_episodes`), and beside them what was evaluated, where, and with which versions.
 
     Raises:
-        UserError: the folder holds an evaluation of something else, or another process writes to it; films are
-            wanted without a renderer; or what `make_env`, `make_policy` and the policy raise.
-        WorkerError: a worker process failed or was killed; chains finished by then are kept.
+        UserError: the policy cannot act in the environment (`PolicySpec.check`); there are fewer episodes; the folder
+            holds an evaluation of something else, or another process writes to it; films are wanted without a
+            renderer; or what `make_env`, `make_policy` and the policy raise.
+        WorkerError: a worker process failed or was killed; episodes finished by then are kept.
     """
-    facts = {"settings": asdict(settings), **(about or {}), "batch": batch, "code": code_version()}
-    _check(facts, workers)
+    chosen = {**benchmark.settings, **asdict(settings)}  # type: ignore[call-overload]
+    facts = {"benchmark": benchmark.name, "settings": chosen, **(about or {}), "batch": batch, "code": code_version()}
+    _check(facts, workers, settings, benchmark)
     with folder_lock(out, "roboflamingo evaluate"):
-        folder = EvaluationFolder(out, facts)
+        folder = EvaluationFolder(out, facts, benchmark)
         done = _finished(folder, fresh)
-        wanted = [index for index in range(settings.chains) if index not in done or _lacks_film(folder, index)]
+        wanted = [i for i in range(settings.episodes) if i not in done or _lacks_film(folder, i, settings)]
         if wanted:
-            job = _Job(make_env, make_policy, settings, folder.videos, batch)
-            before = [result for index, result in done.items() if index < settings.chains and index not in wanted]
+            job = _Job(benchmark, make_env, make_policy, settings.videos, folder.videos, batch)
+            before = [result for index, result in done.items() if index < settings.episodes and index not in wanted]
             with closing(_run(job, wanted, workers or cores(), folder, bool(done))) as results:
-                for result in _show(results, before, len(wanted), label):
+                for result in show(results, before, len(wanted), label):
                     _keep(folder, result, done)
+        counted = [done[index] for index in range(settings.episodes)]
         summary = {
-            **summarize([done[index] for index in range(settings.chains)], settings.seed),
+            **(benchmark.summarize(counted, settings.seed) or summarize_episodes(counted, settings.seed)),
             **facts,
             **folder.environment(),
             "made_with": folder.sessions[-1],
@@ -119,16 +143,18 @@ def evaluate(
     return summary
 
 
-def _check(facts: dict[str, Any], workers: int | None) -> None:
+def _check(facts: dict[str, Any], workers: int | None, settings: Settings, benchmark: Benchmark) -> None:
     """What can be known to be wrong before anything is started."""
     if facts["batch"] < 1 or (workers is not None and workers < 1):
         raise UserError(f"batch and workers must be at least 1, not {facts['batch']} and {workers}")
-    if facts["settings"]["videos"] and facts.get("renderer") == "none":
+    if settings.episodes > len(benchmark):
+        raise UserError(f"{benchmark.name} has {len(benchmark)} episodes; choose 1 to {len(benchmark)} of them")
+    if settings.videos and facts.get("renderer") == "none":
         raise UserError("films need images: choose a renderer other than none, or set settings.videos to 0")
 
 
-def _finished(folder: EvaluationFolder, fresh: bool) -> dict[int, ChainResult]:
-    """The chains that are there and count."""
+def _finished(folder: EvaluationFolder, fresh: bool) -> dict[int, EpisodeResult]:
+    """The episodes that are there and count."""
     try:
         return folder.read()
     except UserError:
@@ -138,20 +164,20 @@ def _finished(folder: EvaluationFolder, fresh: bool) -> dict[int, ChainResult]:
         return {}
 
 
-def _lacks_film(folder: EvaluationFolder, index: int) -> bool:
-    return index < folder.facts["settings"]["videos"] and not folder.film(index).is_file()
+def _lacks_film(folder: EvaluationFolder, index: int, settings: Settings) -> bool:
+    return index < settings.videos and not folder.film(index).is_file()
 
 
-def _keep(folder: EvaluationFolder, result: ChainResult, done: dict[int, ChainResult]) -> None:
-    """Writes a chain down. One that was run again for its film counts as filmed."""
+def _keep(folder: EvaluationFolder, result: EpisodeResult, done: dict[int, EpisodeResult]) -> None:
+    """Writes an episode down. One that was run again for its film counts as filmed."""
     before = done.get(result.index)
     if before is None:
         folder.add(result)
     elif before != result:
         warnings.warn(
-            f"chain {result.index} was run again for its film and went differently: {result.solved} tasks solved "
-            f"instead of {before.solved}, steps {result.steps} instead of {before.steps}. The results now hold what "
-            "the film shows",
+            f"episode {result.index} was run again for its film and went differently: {result.solved} sub-tasks "
+            f"solved instead of {before.solved}, steps {result.steps} instead of {before.steps}. The results now hold "
+            "what the film shows",
             stacklevel=2,
         )
         folder.replace(result, done)
@@ -163,29 +189,34 @@ class _Job:
     """What a worker process is sent.
 
     Attributes:
+        videos: how many episodes are filmed.
+        films: folder for films.
         batch: environments of a process.
-        videos: folder for films.
     """
 
+    benchmark: Benchmark
     make_env: MakeEnv
     make_policy: MakePolicy
-    settings: EvaluateSettings
-    videos: Path
+    videos: int
+    films: Path
     batch: int
+
+    def film(self, episode: Episode) -> Path | None:
+        """Where the film of an episode goes; None where it is not wanted."""
+        return film_path(self.films, episode.index) if episode.index < self.videos else None
 
 
 @dataclass(frozen=True)
 class _Environment:
     """What a worker's environments are; the same in all workers, or something is wrong."""
 
-    scene: str
-    renderer: str
+    facts: dict[str, Any]
 
 
 def _run(
     job: _Job, wanted: Sequence[int], workers: int, folder: EvaluationFolder, done: bool
-) -> Generator[ChainResult, None, None]:
-    """Runs chains on several processes, which take them one by one."""
+) -> Generator[EpisodeResult, None, None]:
+    """Runs episodes on several processes, which take them one by one."""
     workers = min(workers, len(wanted))
     environments = min(job.batch, -(-len(wanted) // workers))
     messages = run_workers(
@@ -197,13 +228,13 @@ def _run(
     with closing(messages):
         for message in messages:
             if isinstance(message, _Environment):
-                folder.claim_environment(asdict(message), done)
+                folder.claim_environment(message.facts, done)
             else:
                 yield message
 
 
 class _Numbers:
-    """Gives workers the numbers of chains, from which each takes the next as soon as it can."""
+    """Gives workers the numbers of episodes, from which each takes the next as soon as it can."""
 
     def __init__(self, numbers: Sequence[int], workers: int) -> None:
         self._numbers, self._workers = numbers, workers
@@ -218,41 +249,18 @@ class _Numbers:
         """Nothing: all are there already."""
 
 
-def _work(inbox: Any, job: _Job, environments: int) -> Iterator[ChainResult | _Environment]:
-    """A worker process: makes the policy and environments, then runs chains until none is left."""
-    policy = job.make_policy()
-    envs: list[CalvinEnv] = []
-    try:
-        for _ in range(environments):
-            envs.append(job.make_env())
-        yield _Environment(envs[0].scene, envs[0].renderer)
-        leash = job.settings.leash
-        leashed: Sequence[CalvinEnv] = envs if leash is None else [TargetLeash(env, leash) for env in envs]
-        yield from run_chains(policy, leashed, iter(inbox.get, None), job.settings, job.videos)
-    finally:
-        for env in envs:
-            env.close()
-
-
-def _show(
-    results: Iterator[ChainResult], before: Sequence[ChainResult], missing: int, label: str
-) -> Iterator[ChainResult]:
-    """Passes results on and shows how it stands."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    numbers = (TextColumn("{task.fields[rates]}"), TimeRemainingColumn(elapsed_when_finished=True))
-    so_far = list(before)
-    with Progress(*columns, *numbers) as progress:
-        total = len(before) + missing
-        bar = progress.add_task(label, total=total, completed=len(before), rates=_rates(so_far))
-        for result in results:
-            so_far.append(result)
-            progress.update(bar, advance=1, rates=_rates(so_far))
-            yield result
-
-
-def _rates(results: Sequence[ChainResult]) -> str:
-    if not results:
-        return ""
-    lengths = [result.solved for result in results]
-    rates = " ".join(f"{100 * sum(n >= k for n in lengths) / len(lengths):.0f}" for k in range(1, 6))
-    return f"SR {rates} % length {sum(lengths) / len(lengths):.2f}"
+def _work(inbox: Any, job: _Job, environments: int) -> Generator[EpisodeResult | _Environment, None, None]:
+    """A worker process: makes the policy and environments, then runs episodes until none is left."""
+    with ExitStack() as held:
+        policy = held.enter_context(closing(job.make_policy()))
+        envs = [held.enter_context(closing(job.make_env()))]
+        if policy.spec is not None:
+            policy.spec.check(envs[0].spec, f"the environment of {job.benchmark.name}")
+        most = job.batch if envs[0].most is None else min(job.batch, envs[0].most)
+        for _ in range(min(environments, most) - 1):
+            envs.append(held.enter_context(closing(job.make_env())))
+        facts = {**job.benchmark.facts(envs[0]), "renderer": envs[0].renderer, "batch": most}
+        yield _Environment(facts)
+        episodes = map(job.benchmark.episode, iter(inbox.get, None))
+        with closing(run_episodes(policy, envs, episodes, job.film)) as results:
+            yield from results

@@ -1,4 +1,4 @@
-"""Films of chains: both cameras side by side, the instruction and its outcome written below."""
+"""Films of episodes: all cameras side by side, the instruction and its outcome written below."""
 
 from __future__ import annotations
 
@@ -13,30 +13,35 @@ import imageio.v2 as imageio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from calvin_eval.calvin import CONTROL_RATE_HZ
 from calvin_eval.protocol import Observation
 from calvin_eval.system.files import naming
 
 SIZE = 320
-"""Edge (pixels) of each picture."""
+"""Height (pixels) of each picture."""
+BLOCK = 4
+"""Width and height of a film are multiples of this (pixels)."""
 BAR = 44
-EVERY = 2
-"""Control steps per frame; films run at real speed."""
-HOLD = 12
-"""Frames that an outcome stays on screen."""
+FRAMES_PER_SECOND = 15
+"""About so many has a film, where there are as many control steps in a second; films run at real speed."""
+HOLD_S = 0.8
+"""Seconds that an outcome stays on screen."""
 INK, PAPER = (240, 240, 240), (24, 26, 30)
 GREEN, RED = (92, 200, 110), (232, 92, 80)
 
 
 class Clip:
-    """A film of one chain, encoded as it goes.
+    """A film of one episode, encoded as it goes. Which cameras it shows is decided by what is seen first.
 
     Args:
         path: where the mp4 goes; it appears there when it is complete.
+        rate_hz: control steps a second.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, rate_hz: float) -> None:
         self.path = path
+        self._every = max(1, round(rate_hz / FRAMES_PER_SECOND))
+        self._rate = rate_hz / self._every
+        self._widths: dict[str, int] = {}
         self._temporary = path.with_name(f".{path.name}.part.mp4")
         self._writer: Any = None
         self._text = ""
@@ -45,7 +50,7 @@ class Clip:
         self._font = ImageFont.load_default(size=17)
 
     def begin(self, text: str, observation: Observation) -> None:
-        """A task begins with what is seen now."""
+        """A sub-task begins with what is seen now."""
         self._text, self._steps, self._last = text, 0, observation
         self._show(observation)
 
@@ -53,13 +58,13 @@ class Clip:
         """One control step."""
         self._steps += 1
         self._last = observation
-        if self._steps % EVERY == 0:
+        if self._steps % self._every == 0:
             self._show(observation)
 
     def end(self, success: bool) -> None:
-        """The task is over."""
+        """The sub-task is over."""
         if self._last is not None:
-            for _ in range(HOLD):
+            for _ in range(max(1, round(HOLD_S * self._rate))):
                 self._show(self._last, success)
 
     def save(self) -> None:
@@ -78,6 +83,15 @@ class Clip:
             with self._temporary.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(self._temporary, self.path)
+        self._writer = None
+
+    def discard(self) -> None:
+        """Ends a film that will not be completed, and removes what there is of it."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with self._encoding():
+                writer.close()
+            self._temporary.unlink(missing_ok=True)
 
     @contextmanager
     def _encoding(self) -> Iterator[None]:
@@ -86,6 +100,7 @@ class Clip:
             with naming(self.path):
                 yield
         except OSError as error:
+            self._writer = None
             self._temporary.unlink(missing_ok=True)
             if error.errno is None:  # imageio's, which quotes all that the encoder has said
                 raise OSError(errno.EIO, "the encoder failed; is the disk full?", str(self.path)) from error
@@ -94,24 +109,36 @@ class Clip:
     def _show(self, observation: Observation, success: bool | None = None) -> None:
         with self._encoding():
             if self._writer is None:
+                self._widths = {name: _width(image) for name, image in observation.images.items()}
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self._writer = imageio.get_writer(
-                    self._temporary, fps=CONTROL_RATE_HZ / EVERY, codec="libx264", quality=6, macro_block_size=4
+                    self._temporary, fps=self._rate, codec="libx264", quality=6, macro_block_size=BLOCK
                 )
             self._writer.append_data(self._draw(observation, success))
 
     def _draw(self, observation: Observation, success: bool | None) -> np.ndarray:
-        """One frame (SIZE + BAR, 2 SIZE, 3) uint8."""
-        page = Image.new("RGB", (2 * SIZE, SIZE + BAR), PAPER)
-        for column, image in enumerate(observation.images.values()):
-            picture = Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
-            page.paste(picture, (column * SIZE, 0))
+        """One frame (SIZE + BAR, W, 3) uint8, a column for each camera."""
+        width, left = sum(self._widths.values()), 0
+        page = Image.new("RGB", (width, SIZE + BAR), PAPER)
+        for name, column in self._widths.items():
+            picture = Image.fromarray(observation.images[name]).resize((column, SIZE), Image.Resampling.BICUBIC)
+            page.paste(picture, (left, 0))
+            left += column
         draw = ImageDraw.Draw(page)
         draw.text((12, SIZE + 12), self._text, fill=INK, font=self._font)
         if success is not None:
             word, colour = ("solved", GREEN) if success else ("failed", RED)
-            draw.text((2 * SIZE - 12, SIZE + 12), word, fill=colour, font=self._font, anchor="ra")
+            place = (width - 12, SIZE + 12)
+            beside = draw.textbbox(place, word, font=self._font, anchor="ra")[0] - 12
+            draw.rectangle((beside, SIZE, width, SIZE + BAR), fill=PAPER)  # over the end of a long instruction
+            draw.text(place, word, fill=colour, font=self._font, anchor="ra")
         return np.asarray(page)
+
+
+def _width(image: np.ndarray) -> int:
+    """How wide (pixels) a picture (H, W, 3) is drawn at height SIZE, as a whole number of blocks."""
+    height, width = image.shape[:2]
+    return max(1, round(SIZE * width / height / BLOCK)) * BLOCK
 
 
 def _is_whole(path: Path) -> bool:

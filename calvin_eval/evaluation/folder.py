@@ -1,8 +1,8 @@
 """What an evaluation keeps in its folder, and what of it may be believed.
 
 `settings.json` says what was evaluated and how: the claim. `environment.json` says where. `chains.jsonl` has a line
-per finished chain. `results.json` is made of them. Each carries a checksum, and finished chains count only as long as
-the claim says what is asked for now.
+per finished episode, which is a chain of sub-tasks. `results.json` is made of them. Each carries a checksum, and
+finished episodes count only as long as the claim says what is asked for now.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from calvin_eval.benchmark.chains import CHAINS, chains
-from calvin_eval.benchmark.metrics import LENGTH, ChainResult
+from calvin_eval.protocol import Benchmark, EpisodeResult
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import append_line, read_json, read_lines, write_json, write_text
 from calvin_eval.system.provenance import provenance
@@ -24,10 +23,15 @@ from calvin_eval.system.sealing import opened, sealed
 
 EPOCH = "0"
 """CALVIN files results under the number of a training epoch; a policy of ours has one."""
-FREE = ("chains", "videos", "seed", "policy", "made_with")
-"""Facts that may differ when an evaluation goes on: finished chains do not depend on them. A policy's path is one of
-them, as its content is compared."""
+FREE = ("episodes", "chains", "videos", "seed", "policy", "made_with")
+"""Facts that may differ when an evaluation goes on: finished episodes, which CALVIN calls chains, do not depend on
+them. A policy's path is one of them, as its content is compared."""
 ANEW = "choose another folder, remove this one, or ask for a fresh evaluation (--fresh true)"
+
+
+def film_path(videos: Path, index: int) -> Path:
+    """The film of an episode in the folder of films."""
+    return videos / f"chain_{index:03d}.mp4"
 
 
 class EvaluationFolder:
@@ -36,22 +40,23 @@ class EvaluationFolder:
     Args:
         path: where it is.
         facts: what is evaluated and how; JSON values, "settings" among them.
+        benchmark: whose episodes they are.
 
     Attributes:
         path: where it is.
         facts: see above.
-        sessions: versions and machines of all that ran chains here, the last one last.
+        sessions: versions and machines of all that ran episodes here, the last one last.
     """
 
-    def __init__(self, path: Path, facts: dict[str, Any]) -> None:
-        self.path, self.facts = path, facts
+    def __init__(self, path: Path, facts: dict[str, Any], benchmark: Benchmark) -> None:
+        self.path, self.facts, self._benchmark = path, facts, benchmark
         self.sessions: list[dict[str, str]] = []
-        self._environment: dict[str, str] | None = None
+        self._environment: dict[str, Any] | None = None
         self._claimed = False
 
     @property
-    def chains(self) -> Path:
-        """The file of finished chains."""
+    def episodes(self) -> Path:
+        """The file of finished episodes."""
         return self.path / "chains.jsonl"
 
     @property
@@ -60,8 +65,8 @@ class EvaluationFolder:
         return self.path / "videos"
 
     def film(self, index: int) -> Path:
-        """The film of a chain."""
-        return self.videos / f"chain_{index:03d}.mp4"
+        """The film of an episode."""
+        return film_path(self.videos, index)
 
     def clear(self) -> None:
         """Removes what another evaluation left here, and nothing else."""
@@ -69,62 +74,63 @@ class EvaluationFolder:
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.videos, ignore_errors=True)
 
-    def read(self) -> dict[int, ChainResult]:
-        """The finished chains.
+    def read(self) -> dict[int, EpisodeResult]:
+        """The finished episodes.
 
         A last line that a kill cut short goes without a word. Other damaged lines are removed with a warning, and
-        their chains are to be run again.
+        their episodes are to be run again.
 
         Raises:
             UserError: the folder holds an evaluation of something else, or does not say of what.
         """
-        if not self.chains.exists() or not self.chains.stat().st_size:
+        if not self.episodes.exists() or not self.episodes.stat().st_size:
             return {}
         self._check_claim()
-        found: dict[int, list[ChainResult]] = {}
+        found: dict[int, list[EpisodeResult]] = {}
         damaged: list[str] = []
         lines = read_lines(
-            self.chains, mend=True, on_damage=lambda number, why: damaged.append(f"line {number}: {why}")
+            self.episodes, mend=True, on_damage=lambda number, why: damaged.append(f"line {number}: {why}")
         )
         for value in lines:
             try:
-                result = self._chain(value)
+                result = self._episode(value)
             except UserError as error:
                 damaged.append(str(error))
                 continue
             if result not in found.setdefault(result.index, []):
                 found[result.index].append(result)
         for index in [index for index, results in found.items() if len(results) > 1]:
-            damaged.append(f"chain {index} is there twice, with different outcomes")
+            damaged.append(f"episode {index} is there twice, with different outcomes")
             del found[index]
         done = {index: results[0] for index, results in found.items()}
         if damaged:
             warnings.warn(
-                f"{self.chains} is damaged; these chains are removed and run again: {'; '.join(damaged)}", stacklevel=2
+                f"{self.episodes} is damaged; these episodes are removed and run again: {'; '.join(damaged)}",
+                stacklevel=2,
             )
         if damaged or len(done) < len(lines):
             self._rewrite(done)
         return done
 
-    def add(self, result: ChainResult) -> None:
-        """Writes down a finished chain, and before the first of a session what it is a chain of."""
+    def add(self, result: EpisodeResult) -> None:
+        """Writes down a finished episode, and before the first of a session what it is an episode of."""
         if not self._claimed:
             self._claimed, present = True, provenance()
             self.sessions = [session for session in self.sessions if session != present] + [present]
             write_json(self.path / "settings.json", sealed({**self.facts, "made_with": self.sessions}))
-        append_line(self.chains, sealed(asdict(result)))
+        append_line(self.episodes, sealed(asdict(result)))
 
-    def replace(self, result: ChainResult, done: dict[int, ChainResult]) -> None:
-        """Puts a chain in the place of an earlier run of it."""
+    def replace(self, result: EpisodeResult, done: dict[int, EpisodeResult]) -> None:
+        """Puts an episode in the place of an earlier run of it."""
         self._rewrite({index: old for index, old in done.items() if index != result.index})
         self.add(result)
 
-    def claim_environment(self, facts: dict[str, str], done: bool) -> None:
-        """Writes down where chains run, or makes sure that it is where the others do.
+    def claim_environment(self, facts: dict[str, Any], done: bool) -> None:
+        """Writes down where episodes run, or makes sure that it is where the others do.
 
         Args:
-            facts: scene and renderer, as a worker found them.
-            done: whether there are finished chains.
+            facts: the renderer, and what else episodes depend on, as a worker found them; JSON values.
+            done: whether there are finished episodes.
 
         Raises:
             UserError: it is not.
@@ -155,7 +161,7 @@ class EvaluationFolder:
     def _check_claim(self) -> None:
         path = self.path / "settings.json"
         try:
-            value = read_json(path, "what the chains beside it are of")
+            value = read_json(path, "what the episodes beside it are of")
             if isinstance(value, dict) and "checksum" not in value and "settings" in value:
                 raise UserError(
                     f"{self.path} holds an evaluation by an older version, which does not say which weights were "
@@ -171,16 +177,16 @@ class EvaluationFolder:
         if different:
             raise UserError(f"{self.path} holds an evaluation with other {', '.join(different)} (see {path}); {ANEW}")
 
-    def _chain(self, value: Any) -> ChainResult:
+    def _episode(self, value: Any) -> EpisodeResult:
         """A line as a result.
 
         Raises:
             UserError: it is none. Says which line, and why.
         """
-        name = f"chain {value.get('index')}" if isinstance(value, dict) else f"line {str(value)[:40]!r}"
+        name = f"episode {value.get('index')}" if isinstance(value, dict) else f"line {str(value)[:40]!r}"
         line = opened(value, name)
         try:
-            result = ChainResult(line["index"], tuple(line["tasks"]), line["solved"], tuple(line["steps"]))
+            result = EpisodeResult(line["index"], tuple(line["tasks"]), line["solved"], tuple(line["steps"]))
         except (KeyError, TypeError) as error:
             raise UserError(f"{name}: {error!r}") from None
         wrong = self._wrong(result)
@@ -188,24 +194,25 @@ class EvaluationFolder:
             raise UserError(f"{name}: {wrong}")
         return result
 
-    def _wrong(self, result: ChainResult) -> str | None:
-        """What a result has that no chain can have."""
-        most = self.facts["settings"]["max_steps"]
+    def _wrong(self, result: EpisodeResult) -> str | None:
+        """What a result has that no episode of the benchmark can have."""
         numbers = (result.index, result.solved, *result.steps)
         if any(type(number) is not int for number in numbers):
             return "a number is none"
-        if not 0 <= result.index < CHAINS:
-            return f"there are {CHAINS} chains"
-        if result.tasks != chains(CHAINS)[result.index].tasks:
-            return "its tasks are not those of the official chain"
-        if not 0 <= result.solved <= LENGTH or len(result.steps) != min(result.solved + 1, LENGTH):
-            return f"{result.solved} tasks solved in {len(result.steps)} attempts"
+        if not 0 <= result.index < len(self._benchmark):
+            return f"{self._benchmark.name} has {len(self._benchmark)} episodes"
+        episode = self._benchmark.episode(result.index)
+        if result.tasks != episode.tasks:
+            return f"its sub-tasks are not those of {self._benchmark.name}"
+        count, most = len(episode.tasks), episode.max_steps
+        if not 0 <= result.solved <= count or len(result.steps) != min(result.solved + 1, count):
+            return f"{result.solved} sub-tasks solved in {len(result.steps)} attempts"
         if any(not 1 <= steps <= most for steps in result.steps):
             return f"steps {result.steps} are not all in 1..{most}"
         return None
 
-    def _rewrite(self, done: dict[int, ChainResult]) -> None:
-        write_text(self.chains, "".join(json.dumps(sealed(asdict(result))) + "\n" for result in done.values()))
+    def _rewrite(self, done: dict[int, EpisodeResult]) -> None:
+        write_text(self.episodes, "".join(json.dumps(sealed(asdict(result))) + "\n" for result in done.values()))
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -221,7 +228,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def _flat(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts and settings side by side, without those that finished chains do not depend on."""
+    """Facts and settings side by side, without those that finished episodes do not depend on."""
     flat = {key: value for key, value in facts.items() if key not in ("settings", "checksum")}
     flat |= facts["settings"]
     return {key: value for key, value in flat.items() if key not in FREE}

@@ -12,3 +12,7 @@ class UserError(ValueError):
 
 class MissingExtraError(UserError, ImportError):
     """An optional library is not installed. The message says what needs it, and the command that installs it."""
+
+
+class UsageError(UserError):
+    """Keys of a command line that contradict each other or what they are of. The command line ends with status 2."""

@@ -1,30 +1,27 @@
-"""Worker processes that never outlive their work, and signals that end it in order.
+"""Worker processes that never outlive their work.
 
 `run_jobs` is the one pool of this project. Its workers end when their parent dies, however it dies; a signal to the
-parent stops them within a second; what a user can put right comes out of a worker as the same `UserError`, anything
-else as a `WorkerError` with the worker's traceback.
+parent stops them within a second, of which they have half to free what they hold; what a user can put right comes out
+of a worker as the same `UserError`, anything else as a `WorkerError` with the worker's traceback.
 """
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import pickle
 import queue
 import signal
-import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
-from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from calvin_eval.system.errors import UserError
+from calvin_eval.system.signals import Stopped, follow_parent, stopping_in_order
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -35,62 +32,12 @@ GRACE_S = 0.5
 """Seconds that a worker has to end by itself."""
 
 
-class Stopped(BaseException):
-    """SIGTERM or SIGINT asked this process to stop. Not an `Exception`, so that nothing mistakes it for a failure.
-
-    Attributes:
-        signal: which one.
-    """
-
-    def __init__(self, number: int) -> None:
-        self.signal = signal.Signals(number)
-        super().__init__(self.signal.name)
-
-
 class WorkerError(RuntimeError):
     """A worker process failed by a fault that is no user's. The message holds the worker's traceback."""
 
 
-@contextmanager
-def stop_signals() -> Iterator[None]:
-    """Turns SIGTERM and SIGINT into `Stopped`, raised in the main thread, for the length of a `with` block.
-
-    A second signal ends the process at once. Outside of the main thread nothing changes.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(each, signal.SIG_DFL)
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def follow_parent() -> None:
-    """Makes this process end when its parent dies, and leave Ctrl-C to the parent. For workers, at their start."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    if sys.platform == "linux":  # at once, even inside a long computation
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if not parent.is_alive():
-        os._exit(1)
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+class WorkerKilledError(WorkerError, UserError):
+    """A worker process was killed from outside, by the system for lack of memory most of all. The message is advice."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +46,14 @@ class _Failure:
 
     error: UserError | None
     text: str
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """What holds something that must be freed."""
+
+    def close(self) -> None:
+        """Frees it."""
 
 
 def run_jobs(
@@ -111,7 +66,8 @@ def run_jobs(
     """Calls a function for every job in worker processes and yields results as they come.
 
     Args:
-        function: picklable; what it keeps between jobs (say, in an `lru_cache`) stays in its worker.
+        function: picklable; what it keeps between jobs (say, in an `lru_cache`) stays in its worker. If it is
+            `Closable`, each worker closes its own when it is done.
         jobs: picklable; taken from the iterable as workers become free, at most two a worker ahead.
         workers: how many processes; they are spawned.
         environment: variables of the workers besides this process's.
@@ -119,7 +75,8 @@ def run_jobs(
     Raises:
         UserError: a job raised one.
         OSError: a job raised one, a full disk for example.
-        WorkerError: a job raised anything else, or a worker was killed.
+        WorkerKilledError: a worker was killed.
+        WorkerError: a job raised anything else, or a worker ended without a word.
         Stopped: a signal came and `stop_signals` turned it into this.
     """
     yield from run_workers(_take_jobs, [(function,)] * workers, _Feed(iter(jobs), workers), environment=environment)
@@ -148,13 +105,17 @@ class _Feed:
             inbox.put(None)
 
 
-def _take_jobs(inbox: Any, function: Callable[[Any], Any]) -> Iterator[Any]:
-    while (job := inbox.get()) is not None:
-        yield function(job[0])
+def _take_jobs(inbox: Any, function: Callable[[Any], Any]) -> Generator[Any, None, None]:
+    try:
+        while (job := inbox.get()) is not None:
+            yield function(job[0])
+    finally:
+        if isinstance(function, Closable):
+            function.close()
 
 
 def run_workers(
-    work: Callable[..., Iterator[Result]],
+    work: Callable[..., Generator[Result, None, None]],
     arguments: Sequence[tuple[Any, ...]],
     feed: Any = None,
     *,
@@ -217,7 +178,7 @@ def _next_message(processes: Sequence[BaseProcess], outbox: Any) -> Any:
     """What comes next from the workers.
 
     Raises:
-        WorkerError: nothing will, since one was killed.
+        WorkerError: nothing will, since one has ended.
     """
     while True:
         dead = [process.exitcode for process in processes if process.exitcode]
@@ -225,19 +186,39 @@ def _next_message(processes: Sequence[BaseProcess], outbox: Any) -> Any:
             return outbox.get(timeout=POLL_S)
         except queue.Empty:
             if dead:
-                raise WorkerError(
-                    f"a worker process was killed (exit code {dead[0]}; -9 is often a lack of memory: try fewer "
-                    "workers); what was finished is kept, and the same command continues it"
-                ) from None
+                raise _death(dead[0]) from None
 
 
-def _worker(work: Callable[..., Iterator[Any]], inbox: Any, outbox: Any, arguments: tuple[Any, ...]) -> None:
+def _death(code: int) -> WorkerError:
+    """What the exit code of a worker means that has said nothing."""
+    if code > 0:
+        return WorkerError(f"a worker process ended with exit code {code} and said no more; see what stands above")
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    causes = {
+        "SIGKILL": "most often by the system, for lack of memory: try fewer at a time",
+        "SIGSEGV": "by a fault in a compiled library",
+    }
+    cause = f", {causes[name]}" if name in causes else ""
+    return WorkerKilledError(
+        f"a worker process was killed by {name}{cause}; what was finished is kept, and the same command continues it"
+    )
+
+
+def _worker(
+    work: Callable[..., Generator[Any, None, None]], inbox: Any, outbox: Any, arguments: tuple[Any, ...]
+) -> None:
     """The process of a worker."""
     follow_parent()
     try:
-        for result in work(inbox, *arguments):
-            outbox.put((result,))
+        with stopping_in_order(), closing(work(inbox, *arguments)) as results:
+            for result in results:
+                outbox.put((result,))
         outbox.put(None)
+    except Stopped as stopped:
+        os.kill(os.getpid(), stopped.signal)  # whose handler is the default again
     except Exception as error:
         outbox.put(_Failure(_sendable(error), traceback.format_exc()))
 

@@ -18,10 +18,12 @@ Non-obvious behaviours
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from calvin_eval.calvin import MAX_REL_ORN, MAX_REL_POS, ROBOT_OBS, CalvinEnv, Info
+from calvin_eval.calvin import CALVIN_ACTIONS, MAX_REL_ORN, MAX_REL_POS, ROBOT_OBS, CalvinEnv, Info
 from calvin_eval.protocol import Observation
 from calvin_eval.specs import RobotSpec
 from calvin_eval.system.errors import UserError
@@ -43,12 +45,18 @@ class TargetLeash:
         reach: greatest distance (m) between target and measured position.
 
     Raises:
-        UserError: the reach is not longer than 0.
+        UserError: the reach is not longer than 0, or the environment takes other actions or does not measure its pose.
     """
 
     def __init__(self, env: CalvinEnv, reach: float = 0.05) -> None:
         if not reach > 0:
             raise UserError(f"the leash must be longer than 0 m, not {reach}; to run without one, leave it out")
+        if env.spec.actions != CALVIN_ACTIONS or ROBOT_OBS not in env.spec.state:
+            parts = ", ".join(part.name for part in env.spec.actions.parts)
+            raise UserError(
+                f"the leash shortens CALVIN's relative actions by its measured {ROBOT_OBS}; this environment takes "
+                f"{parts} and measures {', '.join(env.spec.state) or 'nothing'}: leave the leash out"
+            )
         self._env, self._reach = env, reach
         self._lead = np.zeros(6)
         self._pose = np.zeros(6)
@@ -123,6 +131,12 @@ class TargetLeash:
     def close(self) -> None:
         """Closes the environment."""
         self._env.close()
+
+
+def leashed(make_env: Callable[[], CalvinEnv], reach: float | None) -> CalvinEnv:
+    """An environment on a leash of this reach (m); None leaves it as CALVIN has it."""
+    env = make_env()
+    return env if reach is None else TargetLeash(env, reach)
 
 
 def _shorten(

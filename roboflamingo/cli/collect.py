@@ -11,7 +11,7 @@ from typing import Any
 from calvin_eval.demonstrations.check import check_demonstrators, print_check
 from calvin_eval.demonstrations.collect import CollectSettings, check_scenes, collect
 from calvin_eval.protocol import Policy
-from calvin_eval.system.errors import UserError
+from calvin_eval.system.errors import UsageError
 from calvin_eval.system.ranges import COUNT, check_ranges
 from roboflamingo.cli.arguments import Given, parse_given
 from roboflamingo.cli.policies import EXPERT, check_policy, open_policy, policy_facts
@@ -75,10 +75,10 @@ def acting_first(folder: str, execute: int) -> tuple[partial[Policy], dict[str, 
         execute: E, the actions of a chunk that it executes.
 
     Raises:
-        FileNotFoundError, UserError: there is no policy that can be run so; see `check_policy`.
+        FileNotFoundError, UsageError: there is no policy that can be run so; see `check_policy`.
     """
     if folder == EXPERT:
-        raise UserError(f"policy is {EXPERT}; the demonstrators act in any case, so leave it out")
+        raise UsageError(f"policy is {EXPERT}; the demonstrators act in any case, so leave it out")
     check_policy(folder, execute, None, "cpu")
     return partial(open_policy, folder, execute), {**policy_facts(folder), "execute": execute}
 
@@ -87,15 +87,15 @@ def check_keys(given: Given[CollectConfig]) -> None:
     """Refuses keys of the check without it, and those of a collection beside it.
 
     Raises:
-        UserError: there is one. Names the key that was meant.
+        UsageError: there is one. Names the key that was meant.
     """
     if given.config.check:
         for key in sorted(given.typed):
             if key in ("out", "policy", "execute") or key.startswith("settings."):
-                raise UserError(f"--{key} does nothing beside --check, which has --starts and --scenes")
+                raise UsageError(f"--{key} does nothing beside --check, which has --starts and --scenes")
         return
     for key, meant in (("scenes", "--settings.scenes"), ("starts", "--settings.episodes")):
         if key in given.changed:
-            raise UserError(f"--{key} is of --check; what is recorded is up to {meant}")
+            raise UsageError(f"--{key} is of --check; what is recorded is up to {meant}")
     if given.config.policy is None and "execute" in given.changed:
-        raise UserError("--execute is of the policy that acts first; name it with --policy, or leave it out")
+        raise UsageError("--execute is of the policy that acts first; name it with --policy, or leave it out")

@@ -9,7 +9,7 @@ from typing import Literal
 from calvin_eval.benchmark.chains import CHAINS
 from calvin_eval.demonstrations.collect import CollectSettings
 from calvin_eval.demonstrations.episodes import EpisodeSettings
-from calvin_eval.evaluation.evaluate import EvaluateSettings
+from calvin_eval.evaluation.chains import ChainSettings
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, SEED, Range, check_ranges
 from roboflamingo.cli.evaluate import EvaluateConfig
@@ -162,7 +162,7 @@ def evaluation_config(config: DemoConfig, policy: Path, label: str, execute: int
         policy=str(policy),
         out=str(evaluation_folder(config, label)),
         scene=config.scene,
-        settings=EvaluateSettings(
+        settings=ChainSettings(
             chains=config.chains,
             leash=config.leash,
             videos=min(config.videos, config.chains) if execute == 1 else 0,

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from calvin_eval.evaluation.evaluate import EvaluateSettings, evaluate
+from calvin_eval.evaluation.chains import ChainSettings, evaluate_chains
 from calvin_eval.evaluation.report import print_table
-from calvin_eval.system.errors import UserError
+from calvin_eval.system.errors import UsageError, UserError
 from calvin_eval.system.ranges import AMOUNT, COUNT, check_ranges
 from roboflamingo.cli.arguments import parse_given
 from roboflamingo.cli.policies import EXPERT, check_policy, make_env, open_policy, policy_facts
@@ -46,7 +46,7 @@ class EvaluateConfig:
     policy: str
     out: str
     scene: Literal["A", "B", "C", "D"] = "D"
-    settings: EvaluateSettings = field(default_factory=EvaluateSettings)
+    settings: ChainSettings = field(default_factory=ChainSettings)
     execute: int = 1
     ensemble: float | None = None
     renderer: Literal["panda3d", "tinyrenderer", "none"] = "panda3d"
@@ -71,23 +71,23 @@ def main(arguments: Sequence[str]) -> None:
     given = parse_given(EvaluateConfig, "evaluate", arguments, summary=summary, examples=EXAMPLES)
     config = given.config
     if config.policy == EXPERT and (idle := sorted(given.typed & {"execute", "ensemble", "device"})):
-        raise UserError(f"--{idle[0]} does nothing with {EXPERT}, which predicts no chunks and needs no device")
+        raise UsageError(f"--{idle[0]} does nothing with {EXPERT}, which predicts no chunks and needs no device")
     results = run(config)
     print_table({config.policy: results})
     print(f"results in {Path(config.out) / 'results.json'}")
 
 
 def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
-    """Evaluates as configured; see `calvin_eval.evaluation.evaluate.evaluate`.
+    """Evaluates as configured; see `calvin_eval.evaluation.chains.evaluate_chains`.
 
     Raises:
         FileNotFoundError: there is no policy in the folder.
-        UserError: the policy cannot be run so (see `check_policy`); the folder holds an evaluation of something else,
-            and `fresh` is off (see `evaluate`).
+        UsageError: the policy cannot be run so (see `check_policy`).
+        UserError: the folder holds an evaluation of something else, and `fresh` is off (see `evaluate`).
     """
     shape = check_policy(config.policy, config.execute, config.ensemble, config.device, config.renderer)
     ways = (config.policy, config.execute, config.ensemble, config.scene, config.device, config.batch)
-    return evaluate(
+    return evaluate_chains(
         partial(make_env, config.scene, config.renderer),
         partial(open_policy, *ways),
         Path(config.out),

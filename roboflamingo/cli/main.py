@@ -67,8 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a verb, and turns what stops it into one line and an exit status.
 
     Raises:
-        SystemExit: 2 for wrong arguments; 1 for other things that the user can put right, and where nobody reads
-            the output any more; 128 + signal after SIGTERM or Ctrl-C; 0 after help.
+        SystemExit: 2 for wrong arguments, `UsageError` among them; 1 for other things that the user can put right,
+            for a worker process that was killed, and where nobody reads the output any more; 128 + signal after
+            SIGTERM or Ctrl-C; 0 after help.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -97,15 +98,15 @@ def _call(verb: str, words: Sequence[str]) -> None:
     """Runs one verb. A fault of ours goes on as the exception that it is."""
     program = f"roboflamingo {verb}"
     with _leaving_at_signals(verb):
-        from calvin_eval.system.errors import UserError
-        from calvin_eval.system.processes import Stopped, stop_signals
+        from calvin_eval.system.errors import UsageError, UserError
+        from calvin_eval.system.signals import Stopped, stop_signals
 
         try:
             module = importlib.import_module(f"roboflamingo.cli.{verb}")
             with stop_signals():
                 module.main(words)
         except UserError as error:
-            _fail(program, str(error), 1)
+            _fail(program, str(error), 2 if isinstance(error, UsageError) else 1)
         except BrokenPipeError:
             raise
         except OSError as error:

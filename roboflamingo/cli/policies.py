@@ -7,7 +7,7 @@ from typing import Any
 
 from calvin_eval.demonstrations.experts import Expert
 from calvin_eval.protocol import Policy
-from calvin_eval.system.errors import UserError
+from calvin_eval.system.errors import UsageError, UserError
 from calvin_eval.system.provenance import code_version, fingerprint
 from calvin_eval.worlds.playtable.cameras import CameraSizes
 from calvin_eval.worlds.playtable.world import PlayTable
@@ -58,7 +58,8 @@ def check_policy(
 
     Raises:
         FileNotFoundError: there is no policy in the folder.
-        UserError: its config is broken, it cannot be run so, or there is no such device.
+        UserError: its config is broken.
+        UsageError: it cannot be run so, or there is no such device.
     """
     if folder == EXPERT:
         return {}
@@ -71,11 +72,14 @@ def check_policy(
         if not (Path(folder) / name).is_file():
             raise FileNotFoundError(f"{folder} holds no policy ({name} is missing); train one, or give {EXPERT}")
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device is cuda, and torch finds no GPU here: choose cpu")
+        raise UsageError("device is cuda, and torch finds no GPU here: choose cpu")
     if renderer == "none":
-        raise UserError(f"renderer is none, but {folder} is a policy that sees; only {EXPERT} acts without images")
+        raise UsageError(f"renderer is none, but {folder} is a policy that sees; only {EXPERT} acts without images")
     config = read_config(Path(folder) / CONFIG)
-    check_execution(config, execute, ensemble)
+    try:
+        check_execution(config, execute, ensemble)
+    except UserError as error:
+        raise UsageError(str(error)) from None
     return {"window": config.window, "stride": config.stride}
 
 

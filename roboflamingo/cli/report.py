@@ -8,7 +8,7 @@ from pathlib import Path
 from calvin_eval.evaluation.report import print_table, refuse_others, write_report
 from calvin_eval.evaluation.report.reading import Found, find, read_results, short_names
 from calvin_eval.evaluation.report.videos import captioned
-from calvin_eval.system.errors import UserError
+from calvin_eval.system.errors import UsageError, UserError
 from roboflamingo.cli.arguments import parse, verb_parser
 
 EXAMPLES = """
@@ -59,14 +59,15 @@ def run(given: Sequence[str], out: str | None, title: str, metrics: str | None) 
         metrics: path of the training's metrics.jsonl.
 
     Raises:
-        UserError: a folder holds no evaluation or a damaged one, labels collide, or the page may not go there.
+        UsageError: labels collide, a folder is given twice, or a page of several folders has no place.
+        UserError: a folder holds no evaluation or a damaged one, or the page may not go there.
     """
     named = [_split(word) for word in given]
     found = {folder: find(folder) for _, folder in named}
     if len(found) < len(named):
-        raise UserError("a folder is given twice; give it once")
+        raise UsageError("a folder is given twice; give it once")
     if out is None and len(named) > 1:
-        raise UserError("say where a page of several folders goes, as --out report.html")
+        raise UsageError("say where a page of several folders goes, as --out report.html")
     page = named[0][1] / "report.html" if out is None else Path(out).expanduser()
     refuse_others(page)
     labels = _labels(named, found)
@@ -98,7 +99,7 @@ def _split(word: str) -> tuple[str | None, Path]:
     name, separator, rest = word.partition("=")
     if separator and name and "/" not in name and not Path(word).expanduser().exists():
         if not rest:
-            raise UserError(f"{word} names no folder; give NAME=FOLDER")
+            raise UsageError(f"{word} names no folder; give NAME=FOLDER")
         return name, Path(rest).expanduser()
     return None, Path(word).expanduser()
 
@@ -116,8 +117,10 @@ def _labels(named: Sequence[tuple[str | None, Path]], found: dict[Path, Found]) 
         named_after = name if evaluation == folder else f"{name} {evaluation.name}"
         label = next(short) if name is None else str(named_after)
         if label in labels:
-            raise UserError(f"{labels[label]} and {evaluation} are both called {label!r}; name one: OTHER={evaluation}")
+            raise UsageError(
+                f"{labels[label]} and {evaluation} are both called {label!r}; name one: OTHER={evaluation}"
+            )
         if evaluation.resolve() in {other.resolve() for other in labels.values()}:
-            raise UserError(f"{evaluation} is given twice; give it once")
+            raise UsageError(f"{evaluation} is given twice; give it once")
         labels[label] = evaluation
     return labels

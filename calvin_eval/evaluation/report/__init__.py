@@ -41,7 +41,7 @@ def write_report(
         path: where the HTML goes. Plots and small videos are in it. Beside it, `report_files/` (the page's name with
             `_files`) has the plots as SVG files for use elsewhere, and the videos that are too large for the page.
         title: its headline.
-        evaluations: results (see `calvin_eval.evaluation.evaluate.evaluate`) by label.
+        evaluations: results (see `calvin_eval.evaluation.chains.evaluate_chains`) by label.
         metrics: metrics.jsonl of the training, if there was one; several one after the other.
         recipe: the training's configuration, as YAML.
         videos: films to show, by caption if they are a mapping.

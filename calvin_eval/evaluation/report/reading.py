@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from calvin_eval.benchmark.metrics import LENGTH
+from calvin_eval.benchmark.calvin import NAME
+from calvin_eval.benchmark.chains import LENGTH
 from calvin_eval.evaluation.folder import EPOCH
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import read_json, read_lines
@@ -154,7 +155,12 @@ def _nothing(folder: Path, inside: Sequence[Path]) -> str:
 
 
 def _check(results: Mapping[str, Any], path: Path) -> None:
-    """Makes sure that results are complete and do not contradict themselves."""
+    """Makes sure that results are of CALVIN's chains, complete, and do not contradict themselves."""
+    benchmark = results.get("benchmark", NAME)  # earlier versions knew no other
+    if benchmark != NAME:
+        raise UserError(
+            f"{path} holds results of {benchmark}, and a report is of {NAME}'s chains; read the file itself"
+        )
     chains, rates, length = results.get("chains"), results.get("chain_sr"), results.get("avg_seq_len")
     if type(chains) is not int or chains < 1:
         _refuse(path, "chains", chains, "a number of chains, at least 1")

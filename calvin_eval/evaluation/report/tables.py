@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from calvin_eval.benchmark.metrics import LENGTH, mean_interval, paired_difference, wilson
+from calvin_eval.benchmark.chains import LENGTH
+from calvin_eval.benchmark.metrics import mean_interval, paired_difference, wilson
 from calvin_eval.evaluation.report.protocol import Results, departures, same_chains
 
 MOST_COMPARED = 6
@@ -45,7 +46,7 @@ def differences(evaluations: Mapping[str, Results]) -> list[dict[str, Any]]:
         if not same_chains(before, after):
             continue
         lengths = [{int(k): n for k, n in results.get("lengths", {}).items()} for results in (before, after)]
-        found = paired_difference(lengths[1], lengths[0], before["settings"].get("seed", 0))
+        found = paired_difference(lengths[1], lengths[0], LENGTH, before["settings"].get("seed", 0))
         if found is not None:
             low, high = found.interval
             rows.append(
@@ -54,7 +55,7 @@ def differences(evaluations: Mapping[str, Results]) -> list[dict[str, Any]]:
                     "second": one,
                     "value": f"{found.mean:+.2f}",
                     "interval": f"[{low:+.2f}, {high:+.2f}]",
-                    "chains": found.chains,
+                    "chains": found.episodes,
                     "certain": low > 0 or high < 0,
                 }
             )
