@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from calvin_eval.demonstrations.experts import Expert
-from calvin_eval.protocol import Memory, Observation, Policy
+from calvin_eval.evaluation.chains import ChainSettings
+from calvin_eval.evaluation.runner import run_episodes
+from calvin_eval.protocol import Env, EpisodeResult, Memory, Observation, Policy
 from calvin_eval.worlds.playtable.world import PlayTable
 
 BLIND = partial(PlayTable, "D", renderer="none")
@@ -33,3 +36,15 @@ class Stubborn(Policy):
     ) -> tuple[np.ndarray, Sequence[Memory]]:
         self.batches.append(len(observations))
         return np.stack([self.chunk] * len(observations)), memories
+
+
+def run_chains(
+    policy: Policy, envs: Sequence[Env], indices: Iterable[int], settings: ChainSettings, videos: Path
+) -> Iterator[EpisodeResult]:
+    """Runs CALVIN's chains of these indices in this process; the first `settings.videos` are filmed."""
+    return run_episodes(
+        policy,
+        envs,
+        map(settings.benchmark().episode, indices),
+        lambda e: videos / f"chain_{e.index:03d}.mp4" if e.index < settings.videos else None,
+    )

@@ -303,7 +303,7 @@ def test_a_key_that_would_do_nothing_is_refused(
 def test_keys_of_another_use_are_refused(
     words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert message in refused(capsys, *words, code=1)
+    assert message in refused(capsys, *words)
 
 
 def test_head_keys_in_a_file_count_where_they_differ_from_the_default(
@@ -331,7 +331,7 @@ def test_a_policy_key_beside_start_from_must_agree(tmp_path: Path, capsys: pytes
     start = tmp_path / "policy"
     save_policy(small_policy(), start)
     words = (*TRAIN, f"--start_from={start}")
-    said = refused(capsys, *words, "--policy.window=5", code=1)
+    said = refused(capsys, *words, "--policy.window=5")
     assert "policy.window is 5, but training starts from" in said and "where it is 3" in said
     assert "holds no policy" in refused(capsys, *TRAIN, f"--start_from={tmp_path}", code=1)
     assert "a/training" in refused(capsys, *words, "--policy.window=3", code=1)  # passes, and misses the data

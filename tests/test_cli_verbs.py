@@ -103,22 +103,21 @@ def test_weights_without_a_network_is_a_message(
 def test_an_evaluation_that_cannot_be_is_refused_by_the_parent(
     words: list[str], message: str, policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        main(["evaluate", "--policy", str(policy), "--out", str(tmp_path / "out"), *words])
+    ends(2, "evaluate", "--policy", str(policy), "--out", str(tmp_path / "out"), *words)
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out" / "chains.jsonl").exists()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_missing_gpu_is_a_message(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ends(1, "evaluate", "--policy", str(policy), "--out", str(tmp_path), "--device", "cuda")
+    ends(2, "evaluate", "--policy", str(policy), "--out", str(tmp_path), "--device", "cuda")
     assert "no GPU" in capsys.readouterr().err
 
 
 def test_a_collection_with_too_long_a_horizon_is_refused(
     policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ends(1, "collect", "--out", str(tmp_path), "--policy", str(policy), "--execute", "9")
+    ends(2, "collect", "--out", str(tmp_path), "--policy", str(policy), "--execute", "9")
     assert "1..8" in capsys.readouterr().err
 
 
@@ -142,22 +141,27 @@ def run(error: BaseException, monkeypatch: pytest.MonkeyPatch, verb: str = "trai
 
 
 def test_what_a_user_can_mend_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from calvin_eval.system.errors import MissingExtraError, UserError
+    from calvin_eval.system.errors import MissingExtraError, UsageError, UserError
+    from calvin_eval.system.processes import WorkerKilledError
 
-    for error, message in (
-        (UserError("mend this"), "mend this"),
-        (FileNotFoundError("x is no file"), "x is no file"),
-        (PermissionError(13, "Permission denied", "/a"), "/a: Permission denied"),
-        (MissingExtraError("pip install 'roboflamingo[lora]'"), "pip install 'roboflamingo[lora]'"),
+    for error, message, code in (
+        (UserError("mend this"), "mend this", 1),
+        (UsageError("these two keys contradict"), "these two keys contradict", 2),
+        (FileNotFoundError("x is no file"), "x is no file", 1),
+        (PermissionError(13, "Permission denied", "/a"), "/a: Permission denied", 1),
+        (MissingExtraError("pip install 'roboflamingo[lora]'"), "pip install 'roboflamingo[lora]'", 1),
+        (WorkerKilledError("a worker was killed"), "a worker was killed", 1),
     ):
         with pytest.raises(SystemExit) as exit:
             run(error, monkeypatch)
-        assert exit.value.code == 1
+        assert exit.value.code == code
         assert capsys.readouterr().err == f"roboflamingo train: error: {message}\n"
 
 
 def test_a_fault_of_ours_stays_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    for error in (ValueError("a"), KeyError("0"), ImportError("torch"), RuntimeError("b")):
+    from calvin_eval.system.processes import WorkerError
+
+    for error in (ValueError("a"), KeyError("0"), ImportError("torch"), RuntimeError("b"), WorkerError("Traceback")):
         with pytest.raises(type(error)) as raised:
             run(error, monkeypatch)
         assert raised.value is error

@@ -10,12 +10,12 @@ import imageio.v2 as imageio
 import numpy as np
 import pytest
 
-from acting import BLIND, Stubborn
+from acting import BLIND, Stubborn, run_chains
 from calvin_eval.benchmark.chains import chains, initial_state
 from calvin_eval.benchmark.instructions import sentences
 from calvin_eval.demonstrations.experts import Expert
-from calvin_eval.evaluation.evaluate import ChainResult, EvaluateSettings, run_chains
-from calvin_eval.protocol import Memory, Observation
+from calvin_eval.evaluation.chains import ChainSettings
+from calvin_eval.protocol import EpisodeResult, Memory, Observation
 from calvin_eval.system.errors import UserError
 from calvin_eval.worlds.playtable.world import PlayTable
 
@@ -58,8 +58,8 @@ def world() -> Iterator[Watched]:
     table.close()
 
 
-def run(policy: Any, env: Any, count: int, tmp_path: Path, **settings: Any) -> list[ChainResult]:
-    every = EvaluateSettings(chains=count, **settings)
+def run(policy: Any, env: Any, count: int, tmp_path: Path, **settings: Any) -> list[EpisodeResult]:
+    every = ChainSettings(chains=count, **settings)
     return sorted(run_chains(policy, [env], range(count), every, tmp_path), key=lambda result: result.index)
 
 
@@ -127,7 +127,7 @@ def test_images_are_rendered_only_where_the_policy_looks_next(world: Watched, tm
 def test_environments_share_forward_passes_and_take_the_next_chain_when_free(tmp_path: Path) -> None:
     worlds = [BLIND() for _ in range(2)]
     policy = Stubborn()
-    results = list(run_chains(policy, worlds, range(3), EvaluateSettings(chains=3, max_steps=2), tmp_path))
+    results = list(run_chains(policy, worlds, range(3), ChainSettings(chains=3, max_steps=2), tmp_path))
     assert sorted(result.index for result in results) == [0, 1, 2]
     assert policy.batches == [2, 2, 1, 1]
     for world in worlds:
@@ -171,7 +171,7 @@ def test_actions_that_no_policy_may_return_are_its_error_before_anything_moves(
 )
 def test_settings_that_make_no_sense_are_errors_that_name_the_key(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        EvaluateSettings(**wrong)
+        ChainSettings(**wrong)
 
 
 # --- films -------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from acting import run_chains
 from calvin_eval.demonstrations.episodes import EpisodeSettings, demonstrate_task
-from calvin_eval.evaluation.evaluate import EvaluateSettings, run_chains
+from calvin_eval.evaluation.chains import ChainSettings
 from calvin_eval.system.errors import UserError
 from calvin_eval.worlds.playtable.world import PlayTable
 from policies import small_policy
@@ -42,7 +43,7 @@ def actions_of_chains(policy: Any, environments: int, tmp_path: Path, execute: i
     """Every chain's actions, to the bit, with so many environments side by side."""
     told: list[list[bytes]] = []
     tables = [Tracked(told) for _ in range(environments)]
-    settings = EvaluateSettings(chains=5, max_steps=6, sentences="enriched")
+    settings = ChainSettings(chains=5, max_steps=6, sentences="enriched")
     list(run_chains(PolicyController(policy, execute, rows=12), tables, range(5), settings, tmp_path))
     for table in tables:
         table.close()
@@ -78,7 +79,7 @@ def config(tmp_path: Path) -> verb.EvaluateConfig:
     save_policy(small_policy(window=2, stride=2), tmp_path / "policy")
     return verb.EvaluateConfig(
         policy=str(tmp_path / "policy"), out=str(tmp_path / "chains"), execute=2, renderer="tinyrenderer", workers=1,
-        settings=EvaluateSettings(chains=1, max_steps=4), batch=2,
+        settings=ChainSettings(chains=1, max_steps=4), batch=2,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,10 +19,10 @@ import pytest
 
 from acting import BLIND, EXPERT, Stubborn
 from calvin_eval.demonstrations.experts import Expert
-from calvin_eval.evaluation.evaluate import EvaluateSettings, evaluate
+from calvin_eval.evaluation.chains import ChainSettings, evaluate_chains
 from calvin_eval.protocol import Memory, Observation
 from calvin_eval.system.errors import UserError
-from calvin_eval.system.processes import WorkerError
+from calvin_eval.system.processes import WorkerKilledError
 from calvin_eval.worlds.playtable.world import PlayTable
 
 
@@ -37,7 +38,7 @@ class Slow(Expert):
 
 def evaluate_slowly(out: str) -> None:
     """What the test of a kill starts and kills."""
-    evaluate(BLIND, partial(Slow, "D"), Path(out), EvaluateSettings(chains=6), workers=2)
+    evaluate_chains(BLIND, partial(Slow, "D"), Path(out), ChainSettings(chains=6), workers=2)
 
 
 class Breaking(Expert):
@@ -82,12 +83,12 @@ def ended(processes: list[int], within_s: float) -> bool:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An evaluation of six chains in one process, one at a time."""
     out = tmp_path_factory.mktemp("evaluation")
-    evaluate(BLIND, EXPERT, out, EvaluateSettings(chains=6), workers=1, batch=1, about={"policy": "expert"})
+    evaluate_chains(BLIND, EXPERT, out, ChainSettings(chains=6), workers=1, batch=1, about={"policy": "expert"})
     return out
 
 
 def test_workers_and_batches_change_nothing(uninterrupted: Path, tmp_path: Path) -> None:
-    evaluate(BLIND, EXPERT, tmp_path, EvaluateSettings(chains=6), workers=2, batch=2)
+    evaluate_chains(BLIND, EXPERT, tmp_path, ChainSettings(chains=6), workers=2, batch=2)
     assert lines(tmp_path) == lines(uninterrupted)
 
 
@@ -121,38 +122,54 @@ def test_a_killed_evaluation_goes_on_to_the_same_result(uninterrupted: Path, tmp
     finished = chains_file.read_text()
     assert 1 <= finished.count("\n") < 6
     chains_file.write_text(finished + '{"index": 5, "tas')  # a line that the kill cut short
-    results = evaluate(BLIND, EXPERT, tmp_path, EvaluateSettings(chains=6), workers=2)
+    results = evaluate_chains(BLIND, EXPERT, tmp_path, ChainSettings(chains=6), workers=2)
     assert chains_file.read_text().startswith(finished)
     assert lines(tmp_path) == lines(uninterrupted)
     assert results["chain_sr"] == json.loads((uninterrupted / "results.json").read_text())["0"]["chain_sr"]
 
 
+def test_a_worker_that_the_system_kills_is_one_line_with_advice(tmp_path: Path) -> None:
+    words = ["--policy=expert", f"--out={tmp_path}", "--renderer=none", "--workers=1", "--settings.chains=200"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "roboflamingo.cli.main", "evaluate", *words],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not (tmp_path / "chains.jsonl").exists():
+        time.sleep(0.02)
+    for child in children(process.pid):
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(child, signal.SIGKILL)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.fullmatch(r"roboflamingo evaluate: error: a worker process was killed by SIGKILL, .*continues it\n", said)
+
+
 def test_more_chains_can_be_added_later(uninterrupted: Path, tmp_path: Path) -> None:
     for count in (2, 4):
-        results = evaluate(BLIND, EXPERT, tmp_path, EvaluateSettings(chains=count), workers=1)
+        results = evaluate_chains(BLIND, EXPERT, tmp_path, ChainSettings(chains=count), workers=1)
         assert results["chains"] == count
     assert lines(tmp_path) == lines(uninterrupted)[:4]
 
 
 def test_a_folder_with_other_settings_or_another_environment_is_refused(tmp_path: Path) -> None:
     idle = partial(Stubborn, 2)
-    short = EvaluateSettings(chains=1, max_steps=2)
-    evaluate(BLIND, idle, tmp_path, short, workers=1, about={"execute": 1})
+    short = ChainSettings(chains=1, max_steps=2)
+    evaluate_chains(BLIND, idle, tmp_path, short, workers=1, about={"execute": 1})
     with pytest.raises(UserError, match=r"other execute 1 \(now 8\), max_steps 2 \(now 3\) \(see .*settings\.json"):
-        evaluate(BLIND, idle, tmp_path, EvaluateSettings(chains=1, max_steps=3), about={"execute": 8})
-    more = EvaluateSettings(chains=2, max_steps=2)
+        evaluate_chains(BLIND, idle, tmp_path, ChainSettings(chains=1, max_steps=3), about={"execute": 8})
+    more = ChainSettings(chains=2, max_steps=2)
     with pytest.raises(UserError, match=r"other scene D \(now A\)"):
-        evaluate(partial(PlayTable, "A", renderer="none"), idle, tmp_path, more, about={"execute": 1})
+        evaluate_chains(partial(PlayTable, "A", renderer="none"), idle, tmp_path, more, about={"execute": 1})
 
 
 @pytest.mark.parametrize(
     ("kill", "error", "message"),
-    [(False, OSError, "^the camera fell off$"), (True, WorkerError, r"was killed \(exit code -9.*the same command")],
+    [(False, OSError, "^the camera fell off$"), (True, WorkerKilledError, "was killed by SIGKILL.*the same command")],
 )
 def test_a_worker_that_fails_or_dies_ends_the_evaluation_and_finished_chains_are_kept(
     tmp_path: Path, kill: bool, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        evaluate(BLIND, partial(Breaking, kill), tmp_path, EvaluateSettings(chains=3), workers=1, batch=1)
+        evaluate_chains(BLIND, partial(Breaking, kill), tmp_path, ChainSettings(chains=3), workers=1, batch=1)
     kept = [line["index"] for line in lines(tmp_path)]
     assert kept == [0]

@@ -8,26 +8,28 @@ import numpy as np
 import pytest
 from scipy.stats import beta, binom, multinomial
 
-from calvin_eval.benchmark.metrics import ChainResult, mean_interval, paired_difference, summarize, wilson
+from calvin_eval.benchmark.calvin import summarize_chains
+from calvin_eval.benchmark.metrics import mean_interval, paired_difference, wilson
+from calvin_eval.protocol import EpisodeResult
 
 TASKS = ("a", "b", "c", "d", "e")
 RESULTS = [
-    ChainResult(0, TASKS, 5, (10, 20, 30, 40, 50)),
-    ChainResult(1, TASKS, 2, (12, 22, 360)),
-    ChainResult(2, TASKS, 0, (360,)),
-    ChainResult(3, ("b", "a", "c", "d", "e"), 1, (24, 360)),
+    EpisodeResult(0, TASKS, 5, (10, 20, 30, 40, 50)),
+    EpisodeResult(1, TASKS, 2, (12, 22, 360)),
+    EpisodeResult(2, TASKS, 0, (360,)),
+    EpisodeResult(3, ("b", "a", "c", "d", "e"), 1, (24, 360)),
 ]
 
 
 def test_rates_count_chains_that_got_at_least_so_far() -> None:
-    summary = summarize(RESULTS)
+    summary = summarize_chains(RESULTS)
     assert summary["chain_sr"] == {"1": 0.75, "2": 0.5, "3": 0.25, "4": 0.25, "5": 0.25}
     assert summary["avg_seq_len"] == 2.0
     assert summary["avg_seq_len"] == pytest.approx(sum(summary["chain_sr"].values()))
 
 
 def test_tasks_count_successes_and_first_failures_but_not_what_came_after() -> None:
-    info = summarize(RESULTS)["task_info"]
+    info = summarize_chains(RESULTS)["task_info"]
     assert info["a"] == {"success": 2, "total": 4}
     assert info["b"] == {"success": 3, "total": 3}
     assert info["c"] == {"success": 1, "total": 2}
@@ -35,11 +37,11 @@ def test_tasks_count_successes_and_first_failures_but_not_what_came_after() -> N
 
 
 def test_steps_are_averaged_over_solved_tasks_alone() -> None:
-    summary = summarize(RESULTS)
+    summary = summarize_chains(RESULTS)
     assert summary["task_steps"]["b"] == pytest.approx((20 + 22 + 24) / 3)
     assert summary["task_steps"]["c"] == 30
     assert summary["steps_per_solved_task"] == pytest.approx((150 + 34 + 24) / 8)
-    assert summarize(RESULTS[2:3])["steps_per_solved_task"] is None
+    assert summarize_chains(RESULTS[2:3])["steps_per_solved_task"] is None
 
 
 @pytest.mark.parametrize(
@@ -99,26 +101,26 @@ def test_evaluations_are_compared_over_the_chains_that_both_ran() -> None:
     rng = np.random.default_rng(0)
     first = {index: int(rng.integers(0, 5)) for index in range(200)}
     second = {index: solved + int(rng.random() < 0.3) for index, solved in first.items() if index < 150}
-    found = paired_difference(second, first)
-    assert found is not None and found.chains == 150
+    found = paired_difference(second, first, 5)
+    assert found is not None and found.episodes == 150
     assert found.mean == pytest.approx(np.mean([second[i] - first[i] for i in second]))
     low, high = found.interval
     assert 0 < low < found.mean < high and high - low < 0.25  # two averages of 150 are uncertain by 0.45 each
-    reverse = paired_difference(first, second)
+    reverse = paired_difference(first, second, 5)
     assert reverse is not None and reverse.mean == -found.mean
 
 
 def test_equal_chains_do_not_prove_that_policies_are_equal() -> None:
-    found = paired_difference({0: 1, 1: 5, 2: 0}, {0: 1, 1: 5, 2: 0})
+    found = paired_difference({0: 1, 1: 5, 2: 0}, {0: 1, 1: 5, 2: 0}, 5)
     assert found is not None and found.mean == 0
     assert found.interval[0] < -1.5 and found.interval[1] > 1.5
-    assert paired_difference({0: 1}, {1: 1}) is None
+    assert paired_difference({0: 1}, {1: 1}, 5) is None
 
 
 def test_results_hold_each_chains_length() -> None:
-    assert summarize(RESULTS)["lengths"] == {"0": 5, "1": 2, "2": 0, "3": 1}
+    assert summarize_chains(RESULTS)["lengths"] == {"0": 5, "1": 2, "2": 0, "3": 1}
 
 
 def test_without_chains_there_is_nothing_to_summarize() -> None:
     with pytest.raises(ValueError, match="no chain was evaluated"):
-        summarize([])
+        summarize_chains([])

@@ -11,7 +11,7 @@ import pytest
 
 from calvin_eval.demonstrations.collect import CollectSettings
 from calvin_eval.demonstrations.episodes import EpisodeSettings, Noise
-from calvin_eval.evaluation.evaluate import EvaluateSettings
+from calvin_eval.evaluation.chains import ChainSettings
 from calvin_eval.system import ranges
 from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.adapters import LoRAConfig
@@ -49,7 +49,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "policy.backbone.cross_attention": CrossAttentionConfig,
     "policy.backbone.lora": LoRAConfig,
     "policy.statistics": lambda: Statistics((0.0,), (1.0,)),
-    "settings": EvaluateSettings,
+    "settings": ChainSettings,
     "settings ": CollectSettings,
     "settings.episode": EpisodeSettings,
     "settings.episode.noise": Noise,
@@ -128,8 +128,8 @@ def test_zero_is_allowed_where_it_means_something(key: str) -> None:
         (lambda: PolicyConfig(pooling="median"), "policy.pooling is 'median'; it must be one of max, mean, attention"),  # type: ignore[arg-type]
         (lambda: OptimizerConfig(kind="sgd"), "optimizer.kind is 'sgd'; it must be one of adamw, adamw_8bit"),  # type: ignore[arg-type]
         (lambda: LanguageConfig(max_tokens=2), "policy.backbone.language.max_tokens is 2"),
-        (lambda: EvaluateSettings(chains=1001), "settings.chains is 1001; it must be a whole number, at least 1 and"),
-        (lambda: EvaluateSettings(chains=3, videos=4), "settings.videos is 4, but there are only 3 chains"),
+        (lambda: ChainSettings(chains=1001), "settings.chains is 1001; it must be a whole number, at least 1 and"),
+        (lambda: ChainSettings(chains=3, videos=4), "settings.videos is 4, but there are only 3 chains"),
         (lambda: CollectSettings(scenes=""), "settings.scenes is ''"),
         (lambda: CollectSettings(scenes="ABA"), "settings.scenes is 'ABA'; scenes are A, B, C, D, several as in ABC"),
         (lambda: CollectSettings(validation_scene="AB"), "settings.validation_scene is 'AB'"),
@@ -137,7 +137,7 @@ def test_zero_is_allowed_where_it_means_something(key: str) -> None:
         (lambda: Noise(burst_steps=(8, 3)), "burst_steps is (8, 3)"),
         (lambda: Noise(white=()), "noise.white is empty"),
         (lambda: EvaluateConfig("p", "o", execute=4, ensemble=0.1), "ensemble needs execute=1, not 4"),
-        (lambda: EvaluateConfig("p", "o", renderer="none", settings=EvaluateSettings(videos=1)), "nothing to film"),
+        (lambda: EvaluateConfig("p", "o", renderer="none", settings=ChainSettings(videos=1)), "nothing to film"),
         (lambda: DemoConfig(execute=[4, 9]), "execute is 9; it must be a whole number, at least 1 and at most 8"),
         (lambda: TrainConfig("r", DataConfig({"a": 1.0}), max_steps=1, loggers=["csv"]), "loggers is 'csv'"),  # type: ignore[list-item]
     ],

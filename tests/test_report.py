@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from calvin_eval.benchmark.metrics import ChainResult, summarize
+from calvin_eval.benchmark.calvin import summarize_chains
 from calvin_eval.evaluation.report import print_table, read_metrics, write_report
 from calvin_eval.evaluation.report.plots import learning_curves
 from calvin_eval.evaluation.report.protocol import by_horizon, departures, protocol_table
+from calvin_eval.protocol import EpisodeResult
 from calvin_eval.system.errors import UserError
 from mutations import damaged
 
@@ -21,7 +22,7 @@ FILM = b"not really a film, but bytes like one"
 
 
 def results(solved, execute, **changes):
-    chains = [ChainResult(i, TASKS, n, tuple([30] * min(5, n + 1))) for i, n in enumerate(solved)]
+    chains = [EpisodeResult(i, TASKS, n, tuple([30] * min(5, n + 1))) for i, n in enumerate(solved)]
     facts = {
         "settings": {"chains": len(solved), "max_steps": 360, "sentences": "validation", "leash": 0.05, "seed": 0},
         "policy": "runs/x/policy",
@@ -30,7 +31,7 @@ def results(solved, execute, **changes):
         "made_with": {"git": "abc", "processor": "some processor", "numpy": "2.4.6"},
         "execute": execute,
     }
-    return {**summarize(chains), **facts, **changes}
+    return {**summarize_chains(chains), **facts, **changes}
 
 
 @pytest.fixture

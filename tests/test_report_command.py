@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from calvin_eval.benchmark.metrics import ChainResult, summarize
+from calvin_eval.benchmark.calvin import summarize_chains
 from calvin_eval.evaluation.report.reading import find, read_results, short_names
+from calvin_eval.protocol import EpisodeResult
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import write_json
 from calvin_eval.system.sealing import sealed
@@ -22,7 +23,7 @@ TASKS = ("open_drawer", "turn_on_led", "close_drawer", "turn_off_led", "move_sli
 
 def write_evaluation(folder: Path, solved=(5, 3, 0, 1), execute=1, *, known=True, results=True) -> Path:
     """A folder as `roboflamingo evaluate` leaves it; `known` results hold each chain's length, older ones do not."""
-    chains = [ChainResult(i, TASKS, n, tuple([30] * min(5, n + 1))) for i, n in enumerate(solved)]
+    chains = [EpisodeResult(i, TASKS, n, tuple([30] * min(5, n + 1))) for i, n in enumerate(solved)]
     facts = {
         "settings": {"chains": len(solved), "max_steps": 360, "sentences": "validation", "leash": 0.05, "seed": 0},
         "policy": "runs/x/policy",
@@ -31,7 +32,7 @@ def write_evaluation(folder: Path, solved=(5, 3, 0, 1), execute=1, *, known=True
         "made_with": {"git": "abc", "numpy": "2"},
         "execute": execute,
     }
-    summary = {**summarize(chains), **facts}
+    summary = {**summarize_chains(chains), **facts}
     if not known:
         del summary["lengths"]
     folder.mkdir(parents=True)
@@ -59,11 +60,11 @@ def write_demo(folder: Path) -> Path:
     return folder
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 1) -> str:
     """The one line that the command prints instead of a page."""
     with pytest.raises(SystemExit) as end:
         main(["report", *map(str, arguments)])
-    assert end.value.code == 1
+    assert end.value.code == code
     error = capsys.readouterr().err
     assert "Traceback" not in error and error.startswith("roboflamingo report: error: ")
     return error
@@ -160,11 +161,11 @@ def test_folders_without_an_evaluation_say_what_to_give(tmp_path, capsys):
 def test_what_contradicts_itself_on_the_command_line_is_refused(tmp_path, capsys):
     a, b = write_evaluation(tmp_path / "a"), write_evaluation(tmp_path / "b")
     page = tmp_path / "page.html"
-    assert "say where a page of several folders goes, as --out report.html" in refusal(capsys, a, b)
-    assert "given twice" in refusal(capsys, a, a, "--out", page)
-    assert "both called 'x'; name one" in refusal(capsys, f"x={a}", f"x={b}", "--out", page)
-    assert "both called 'b'; name one" in refusal(capsys, f"b={a}", b, "--out", page)
-    assert "x= names no folder" in refusal(capsys, "x=", "--out", page)
+    assert "say where a page of several folders goes, as --out report.html" in refusal(capsys, a, b, code=2)
+    assert "given twice" in refusal(capsys, a, a, "--out", page, code=2)
+    assert "both called 'x'; name one" in refusal(capsys, f"x={a}", f"x={b}", "--out", page, code=2)
+    assert "both called 'b'; name one" in refusal(capsys, f"b={a}", b, "--out", page, code=2)
+    assert "x= names no folder" in refusal(capsys, "x=", "--out", page, code=2)
     assert "there is no such file" in refusal(capsys, a, "--metrics", tmp_path / "none.jsonl")
     (tmp_path / "thesis.html").write_text("<html>mine</html>")
     assert "is no report of ours" in refusal(capsys, a, "--out", tmp_path / "thesis.html")

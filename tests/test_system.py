@@ -191,6 +191,41 @@ def test_a_killed_worker_is_an_error_that_says_so() -> None:
         list(run_jobs(die, [1], 1))
 
 
+def leave(number: int) -> int:
+    os._exit(3)
+
+
+def test_a_worker_that_ends_without_a_word_is_a_fault() -> None:
+    with pytest.raises(WorkerError, match="ended with exit code 3") as raised:
+        list(run_jobs(leave, [1], 1))
+    assert not isinstance(raised.value, UserError)
+
+
+class Holder:
+    """Works for ever, or not at all, and notes in a file that it was closed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __call__(self, seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    def close(self) -> None:
+        with self._path.open("a") as file:
+            file.write("closed\n")
+
+
+def test_workers_close_what_they_hold_when_they_are_done_or_told_to_go(tmp_path: Path) -> None:
+    list(run_jobs(Holder(tmp_path / "done"), [0.0, 0.0], 2))
+    assert (tmp_path / "done").read_text() == "closed\n" * 2
+    results = run_workers(processes._take_jobs, [(Holder(tmp_path / "told"),)] * 2, processes._Feed(iter([0, 9, 9]), 2))
+    assert next(results) == 0
+    time.sleep(0.3)
+    results.close()
+    assert (tmp_path / "told").read_text() == "closed\n" * 2
+
+
 PARENT = """
 import os, sys
 sys.path.insert(0, sys.argv[1])

@@ -16,7 +16,7 @@ from calvin_eval.evaluation.films import BAR, SIZE, Clip
 
 def film(path: Path, steps: int = 60) -> Clip:
     """A film of noise, which is hard to compress."""
-    rng, clip = np.random.default_rng(0), Clip(path)
+    rng, clip = np.random.default_rng(0), Clip(path, 30)
     for step in range(steps):
         images = (rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for size in (200, 84))
         observation = calvin_observation(*images, np.zeros(15))

@@ -12,9 +12,9 @@ from calvin_eval.benchmark.calvin import MAX_STEPS, CalvinChains
 from calvin_eval.benchmark.chains import CHAINS
 from calvin_eval.calvin import CalvinEnv
 from calvin_eval.evaluation.evaluate import MakePolicy, evaluate
-from calvin_eval.worlds.leash import leashed
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, SEED, Range, check_ranges
+from calvin_eval.worlds.leash import leashed
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from calvin_eval.system.errors import UserError
+from calvin_eval.system.errors import UsageError, UserError
 from roboflamingo.cli.arguments import Given, parse_given
 from roboflamingo.cli.fields import leaves
 from roboflamingo.training.config import TrainConfig
@@ -41,7 +41,8 @@ def check_start(given: Given[TrainConfig]) -> None:
     """Makes sure that nobody asks for another policy than the one that training starts from.
 
     Raises:
-        UserError: `start_from` holds no policy, or a key was given that differs from its policy's. Names the key.
+        UserError: `start_from` holds no policy.
+        UsageError: a key was given that differs from its policy's. Names the key.
     """
     start = given.config.start_from
     if start is None:
@@ -52,7 +53,7 @@ def check_start(given: Given[TrainConfig]) -> None:
     ours = dict(leaves(given.config.policy, "policy."))
     for key in sorted((given.keys & theirs.keys()) - FILLED_IN):
         if ours[key] != theirs[key]:
-            raise UserError(
+            raise UsageError(
                 f"{key} is {ours[key]}, but training starts from {start}, where it is {theirs[key]} and stays so; "
                 "leave the key out, or train without start_from"
             )
