@@ -35,10 +35,18 @@ PUSH = np.array([0.4, -0.3, -0.2, 0.0, 0.0, 0.5, 1.0])
 
 
 class Drifting(Stubborn):
-    """Acts on images only, three actions at a time."""
+    """Acts on images only, three actions at a time. Notes what is over, and leaves a file when it is closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, notes: Path | None = None) -> None:
         super().__init__(3, PUSH)
+        self.notes, self.ended = notes, list[Memory]()
+
+    def end(self, memory: Memory) -> None:
+        self.ended.append(memory)
+
+    def close(self) -> None:
+        if self.notes is not None:
+            (self.notes / f"closed_{os.getpid()}").touch(exist_ok=False)
 
     def act(
         self, observations: Sequence[Observation], memories: Sequence[Memory]
@@ -54,7 +62,7 @@ def load(notes: Path) -> Policy:
     """Makes the policy and leaves a file for each time that happens."""
     notes.mkdir(parents=True, exist_ok=True)
     (notes / f"{os.getpid()}_{time.monotonic_ns()}").touch()
-    return Drifting()
+    return Drifting(notes)
 
 
 def refuse() -> Policy:
@@ -72,9 +80,11 @@ def data(home: Path) -> Path:
     return collect(home, SETTINGS, workers=2, make_policy=partial(load, home / "loads"), about=ABOUT)
 
 
-def test_a_worker_loads_its_policy_once(home: Path, data: Path) -> None:
-    loads = [file.name.split("_")[0] for file in (home / "loads").iterdir()]
+def test_a_worker_loads_its_policy_once_and_closes_it(home: Path, data: Path) -> None:
+    notes = [file.name.split("_") for file in (home / "loads").iterdir()]
+    loads, closed = [words[0] for words in notes if words[0] != "closed"], [w[1] for w in notes if w[0] == "closed"]
     assert len(loads) == len(set(loads)) <= 2
+    assert sorted(closed) == sorted(loads)
 
 
 def test_where_a_policy_acts_frames_carry_the_demonstrators_labels(data: Path) -> None:
@@ -272,7 +282,7 @@ def demonstration(world: PlayTable, actor: Policy, render: bool = False) -> Any:
 def test_a_policy_sees_images_where_it_looks_though_none_are_recorded(world: PlayTable) -> None:
     actor = Drifting()
     segment = demonstration(world, actor)
-    assert len(actor.batches) >= 3
+    assert len(actor.batches) >= 3 and actor.ended == [1]
     assert all(not observation.images for observation in segment.observations)
 
 
@@ -285,10 +295,11 @@ def test_a_policy_sees_images_where_it_looks_though_none_are_recorded(world: Pla
     ],
 )
 def test_a_policy_that_gives_no_usable_actions_is_refused(world: PlayTable, action: np.ndarray, message: str) -> None:
-    actor = Stubborn()
+    actor = Drifting()
     actor.chunk = action
     with pytest.raises(UserError, match=message):
         demonstration(world, actor)
+    assert actor.ended == [1]
 
 
 def test_a_policy_is_not_made_to_act_blindly() -> None:

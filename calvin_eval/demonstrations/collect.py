@@ -116,7 +116,8 @@ def collect(
 
     Raises:
         UserError: the folder holds a collection of other settings or another policy, or one that other code began;
-            another process fills it; frames of a complete data set are missing; or the policy gives no actions.
+            another process fills it; frames of a complete data set are missing; or the policy cannot act on a play
+            table (`PolicySpec.check`), or gives no actions.
         OSError: the disk is full, or cannot be written to. Names the file.
         WorkerError: a worker process was killed, or failed by a fault that is no user's.
     """
@@ -212,11 +213,19 @@ class _Job:
         scene = self.settings.scene_of(split, episode)
         if scene not in self._worlds:
             self._worlds[scene] = PlayTable(scene)
+            if self._policy is not None and self._policy.spec is not None:
+                self._policy.spec.check(self._worlds[scene].spec, f"the play table of scene {scene}")
         rng = np.random.default_rng([self.settings.seed, SPLITS.index(split), episode])
         wish = list(TASKS)[episode % len(TASKS)]
         segments = demonstrate_episode(self._worlds[scene], wish, self.settings.episode, rng, self._policy)
         self.recorder(split).write(episode, scene, segments)
         return split, sum(segment.solved for segment in segments)
+
+    def close(self) -> None:
+        """Frees what this process made for its episodes."""
+        for held in (*vars(self).get("_worlds", {}).values(), vars(self).get("_policy")):
+            if held is not None:
+                held.close()
 
 
 def _record(job: _Job, workers: int, claim: Claim, account: Account) -> None:

@@ -8,6 +8,7 @@ clean action; what is executed may be disturbed by noise, or be a learned policy
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -124,6 +125,10 @@ class _Acting:
             self._memory = self._policy.watch(self._with_images(observation), self._memory)
         return self._pending.pop(0)
 
+    def close(self) -> None:
+        """It acts no more."""
+        self._policy.end(self._memory)
+
     def _with_images(self, observation: Observation) -> Observation:
         if not observation.images:
             observation = self._env.observe()
@@ -163,16 +168,16 @@ def demonstrate_task(
     start, solved = env.info(), TASKS[task]
     disturb = Disturbance(settings.noise, rng)
     handover = int(rng.integers(0, max(1, settings.max_steps // 2))) if actor is not None else 0
-    acting = None if actor is None else _Acting(env, actor, instruction)
-    for step in range(settings.max_steps):
-        label = demonstrate(task, observation, env.scene)
-        executed = acting(observation) if acting is not None and step < handover else disturb(label)
-        observation = env.step(executed, render=settings.render)
-        segment.labels.append(label)
-        segment.observations.append(observation)
-        if solved(start, env.info()):
-            segment.solved = True
-            break
+    with nullcontext() if actor is None else closing(_Acting(env, actor, instruction)) as acting:
+        for step in range(settings.max_steps):
+            label = demonstrate(task, observation, env.scene)
+            executed = acting(observation) if acting is not None and step < handover else disturb(label)
+            observation = env.step(executed, render=settings.render)
+            segment.labels.append(label)
+            segment.observations.append(observation)
+            if solved(start, env.info()):
+                segment.solved = True
+                break
     return segment
 
 
