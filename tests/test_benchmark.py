@@ -29,6 +29,7 @@ from calvin_eval.protocol import Episode, EpisodeResult, Memory, Observation
 from calvin_eval.specs import PolicySpec
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.sealing import sealed
+from roboflamingo.cli.main import main
 
 TASKS = GridTasks()
 TWELVE = RunSettings(12)
@@ -90,6 +91,17 @@ def test_a_sub_task_that_is_not_solved_takes_the_whole_budget(uninterrupted: Pat
 def test_workers_and_batches_change_nothing(uninterrupted: Path, tmp_path: Path) -> None:
     evaluate(TASKS, GridWorld, SHY, tmp_path, TWELVE, workers=2, batch=1)
     assert lines(tmp_path) == lines(uninterrupted)
+
+
+def test_info_knows_it_and_a_report_says_that_it_is_of_calvin_s_chains(
+    uninterrupted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["info", str(uninterrupted)])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "an evaluation: 12 of 12 episodes" in told and "grid" in told and "sub-tasks solved on average" in told
+    with pytest.raises(SystemExit):
+        main(["report", str(uninterrupted)])
+    assert "holds results of grid, and a report is of CALVIN's chains" in capsys.readouterr().err
 
 
 def test_rates_on_the_progress_bar_are_of_the_episodes_that_are_as_long() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from gridworld import GridWorld
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
@@ -13,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from calvin_eval.benchmark.chains import chains, initial_state
 from calvin_eval.calvin import Info, calvin_observation, calvin_robot
 from calvin_eval.protocol import Observation
+from calvin_eval.system.errors import UserError
 from calvin_eval.worlds.leash import ANGLE_PER_METRE, SCALE, TargetLeash
 from calvin_eval.worlds.playtable.world import PlayTable
 
@@ -89,6 +91,11 @@ def test_the_gripper_command_passes_and_wrong_ones_are_refused(world: PlayTable)
 def test_a_leash_needs_length(world: PlayTable) -> None:
     with pytest.raises(ValueError, match="longer than 0 m"):
         TargetLeash(world, reach=0.0)
+
+
+def test_a_leash_is_for_calvin_s_actions() -> None:
+    with pytest.raises(UserError, match=r"measured robot_obs; this environment takes move and measures agent: leave"):
+        TargetLeash(GridWorld())  # type: ignore[arg-type]
 
 
 class Arm:

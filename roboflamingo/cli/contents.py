@@ -178,13 +178,17 @@ def _evaluation(folder: Path) -> Rows:
     done = len({line.get("index") for line in lines if isinstance(line, dict)})
     finished = (folder / "results.json").is_file()
     rest = "" if finished else "; the same `roboflamingo evaluate` continues it"
-    yield folder.name, f"an evaluation: {done} of {settings.get('chains', '?')} chains{rest}"
+    word = "chains" if "chains" in settings else "episodes"
+    yield folder.name, f"an evaluation: {done} of {settings.get(word, '?')} {word}{rest}"
     for key in ("policy", "execute", "leash"):
         if key in _mapping(held):
             yield f"  {key}", str(held[key])
     if finished:
         results = read_json(folder / "results.json", "the results of an evaluation")
         for summary in map(_mapping, _mapping(results).values()):
+            if "avg_solved" in summary:  # a benchmark without a layout of its own
+                yield f"  {summary.get('benchmark')}", f"{summary['avg_solved']} sub-tasks solved on average"
+                continue
             length, rates = summary.get("avg_seq_len"), _mapping(summary.get("chain_sr"))
             yield "  average length", f"{length:.2f} of 5" if _is_number(length) else "not said"
             solved = (f"{count}: {rate:.1%}" for count, rate in rates.items() if _is_number(rate))

@@ -12,6 +12,7 @@ from calvin_eval.evaluation.chains import ChainSettings, evaluate_chains
 from calvin_eval.evaluation.report import print_table
 from calvin_eval.system.errors import UsageError, UserError
 from calvin_eval.system.ranges import AMOUNT, COUNT, check_ranges
+from calvin_eval.worlds.playtable.world import PlayTable
 from roboflamingo.cli.arguments import parse_given
 from roboflamingo.cli.policies import EXPERT, check_policy, make_env, open_policy, policy_facts
 
@@ -86,14 +87,15 @@ def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
         UserError: the folder holds an evaluation of something else, and `fresh` is off (see `evaluate`).
     """
     shape = check_policy(config.policy, config.execute, config.ensemble, config.device, config.renderer)
-    ways = (config.policy, config.execute, config.ensemble, config.scene, config.device, config.batch)
+    batch = min(config.batch, PlayTable.most)
+    ways = (config.policy, config.execute, config.ensemble, config.scene, config.device, batch)
     return evaluate_chains(
         partial(make_env, config.scene, config.renderer),
         partial(open_policy, *ways),
         Path(config.out),
         config.settings,
         workers=1 if config.workers is None and config.device == "cuda" else config.workers,
-        batch=config.batch,
+        batch=batch,
         label=label,
         about={
             "policy": config.policy,
