@@ -228,7 +228,8 @@ class Benchmark(ABC):
     def settings(self) -> Mapping[str, Any]:
         """What its episodes depend on besides their number, as JSON values; of another package, its version too.
 
-        Episodes that were finished under other settings do not count when an evaluation is continued.
+        Episodes that were finished under other settings do not count when an evaluation is continued. Their names
+        may not be those of an evaluation's own facts, such as "seed" or "batch".
         """
         return {}
 

@@ -169,6 +169,19 @@ def test_other_settings_of_the_benchmark_are_another_evaluation(uninterrupted: P
         evaluate(TASKS, GridWorld, Walker, tmp_path, RunSettings(61), workers=1)
 
 
+class Careless(GridTasks):
+    """Calls a setting as evaluations do, which would then hide that it has changed."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"seed": self.seed, "batch": 3}
+
+
+def test_settings_of_a_benchmark_may_not_hide_those_of_the_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the benchmark grid calls settings seed, batch as results do"):
+        evaluate(Careless(), GridWorld, Walker, tmp_path, TWELVE, workers=1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

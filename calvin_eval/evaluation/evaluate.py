@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from calvin_eval.benchmark.metrics import summarize_episodes
-from calvin_eval.evaluation.folder import EvaluationFolder, film_path
+from calvin_eval.evaluation.folder import FREE, EvaluationFolder, film_path
 from calvin_eval.evaluation.progress import show
 from calvin_eval.evaluation.runner import run_episodes
 from calvin_eval.protocol import Benchmark, Env, Episode, EpisodeResult, Policy
@@ -118,8 +118,8 @@ def evaluate(
             renderer; or what `make_env`, `make_policy` and the policy raise.
         WorkerError: a worker process failed or was killed; episodes finished by then are kept.
     """
-    chosen = {**benchmark.settings, **asdict(settings)}  # type: ignore[call-overload]
-    facts = {"benchmark": benchmark.name, "settings": chosen, **(about or {}), "batch": batch, "code": code_version()}
+    facts = {"benchmark": benchmark.name, **(about or {}), "batch": batch, "code": code_version()}
+    facts["settings"] = _together(benchmark, settings, facts)
     _check(facts, workers, settings, benchmark)
     with folder_lock(out, "roboflamingo evaluate"):
         folder = EvaluationFolder(out, facts, benchmark)
@@ -141,6 +141,15 @@ def evaluate(
         }
         folder.write_results(summary)
     return summary
+
+
+def _together(benchmark: Benchmark, settings: Settings, facts: dict[str, Any]) -> dict[str, Any]:
+    """The settings of benchmark and evaluation side by side, so that no fact hides another."""
+    own, run = benchmark.settings, asdict(settings)  # type: ignore[call-overload]
+    taken = [key for key, value in own.items() if key in FREE or key in facts or run.get(key, value) != value]
+    if taken:
+        raise UserError(f"the benchmark {benchmark.name} calls settings {', '.join(taken)} as results do: rename them")
+    return {**own, **run}
 
 
 def _check(facts: dict[str, Any], workers: int | None, settings: Settings, benchmark: Benchmark) -> None:
