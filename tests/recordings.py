@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,11 +34,16 @@ def three_episodes() -> Episodes:
     """Three episodes: two tasks solved; one solved, then one failed; one failed at once."""
     rng, result = np.random.default_rng(0), []
     with PlayTable("D") as world:
-        for lengths, outcomes in (((6, 4), (True, True)), ((5, 3), (True, False)), ((4,), (False,))):
+        for lengths, outcomes in (((20, 18), (True, True)), ((17, 3), (True, False)), ((4,), (False,))):
             world.reset()
             tasks = (FIRST, SECOND)[: len(lengths)]
             result.append([act(world, t, n, rng, o) for t, n, o in zip(tasks, lengths, outcomes, strict=True)])
     return result
+
+
+def cut(segment: Segment, frames: int) -> Segment:
+    """The first frames of a segment, as if it had been solved then."""
+    return replace(segment, observations=segment.observations[: frames + 1], labels=segment.labels[:frames])
 
 
 def record(folder: Path, episodes: Episodes, order: Sequence[int] | None = None, scene: str = "D") -> Recorder:

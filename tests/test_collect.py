@@ -32,7 +32,7 @@ def test_the_folder_has_calvins_name_and_files(data):
         assert not (data / split / ".pieces").exists()
 
 
-def test_every_annotated_frame_is_there_and_labels_are_the_demonstrators(data):
+def test_every_annotated_frame_is_there_and_labels_are_the_experts(data):
     from calvin_eval.calvin import calvin_observation
     from calvin_eval.demonstrations.experts import demonstrate
 
@@ -46,11 +46,15 @@ def test_every_annotated_frame_is_there_and_labels_are_the_demonstrators(data):
                 assert file["rgb_static"].shape == (200, 200, 3) and file["rgb_gripper"].shape == (84, 84, 3)
 
 
-def test_actions_are_the_pose_found_one_frame_later(data):
-    spans = np.load(data / "training" / "ep_start_end_ids.npy")
-    first = int(spans[0][0])
-    frames = [np.load(data / "training" / f"episode_{i:07d}.npz") for i in (first, first + 1)]
-    np.testing.assert_allclose(frames[0]["actions"][:6], frames[1]["robot_obs"][:6])
+def test_every_segment_ends_at_a_frame_that_is_there_and_every_episode_at_its_final_observation(data):
+    for split in ("training", "validation"):
+        folder = data / split
+        ends = {segment.stop for segment in read_segments(folder)}
+        for _, last in np.load(folder / "ep_start_end_ids.npy"):
+            assert last in ends  # an episode ends with a demonstration
+            with np.load(folder / f"episode_{last:07d}.npz") as file:
+                assert not file["rel_actions"][:6].any()
+        assert all((folder / f"episode_{end:07d}.npz").is_file() for end in ends)
 
 
 def test_the_number_of_workers_does_not_change_the_data(data, tmp_path):
@@ -79,8 +83,8 @@ def test_disk_and_time_per_1000_frames_are_reported(data):
 
 def test_scene_info_names_the_scene_of_every_frame(data):
     info = load_plain_dict(data / "training" / "scene_info.npy")
-    last = int(np.load(data / "training" / "ep_start_end_ids.npy")[-1][1])
-    assert {name: list(span) for name, span in info.items()} == {"calvin_scene_D": [0, last]}
+    spans = np.load(data / "training" / "ep_start_end_ids.npy")
+    assert {name: list(span) for name, span in info.items()} == {"calvin_scene_D": [spans[0][0], spans[-1][1]]}
 
 
 @pytest.mark.parametrize("wrong", [{"scenes": "E"}, {"episodes": 0}])

@@ -23,9 +23,13 @@ from calvin_eval.calvin import calvin_observation
 from calvin_eval.demonstrations.collect import CollectSettings, collect
 from calvin_eval.demonstrations.episodes import NO_NOISE, EpisodeSettings, demonstrate_task
 from calvin_eval.demonstrations.experts import demonstrate
+from calvin_eval.demonstrations.pieces import read_sealed
+from calvin_eval.demonstrations.recording import FIRST_FRAME
 from calvin_eval.protocol import Memory, Observation, Policy
 from calvin_eval.system.errors import UserError
+from calvin_eval.system.files import write_json
 from calvin_eval.system.locks import folder_lock
+from calvin_eval.system.sealing import sealed
 from calvin_eval.worlds.playtable.world import PlayTable
 from roboflamingo.data.annotations import read_segments
 
@@ -87,7 +91,7 @@ def test_a_worker_loads_its_policy_once_and_closes_it(home: Path, data: Path) ->
     assert sorted(closed) == sorted(loads)
 
 
-def test_where_a_policy_acts_frames_carry_the_demonstrators_labels(data: Path) -> None:
+def test_where_a_policy_acts_frames_carry_the_experts_labels(data: Path) -> None:
     frames = acted = 0
     for segment in read_segments(data / "training"):
         for number in range(segment.start, segment.stop - 1):
@@ -135,12 +139,40 @@ def test_what_other_code_made_is_kept_and_said_and_what_it_began_is_refused(
         again()
 
 
-def test_a_complete_collection_of_an_earlier_version_is_kept(
+def as_of_layout_1(data: Path, to: Path) -> Path:
+    """A copy as an earlier version would have left it: frames from 0 on, and no word of a layout."""
+    copy = Path(shutil.copytree(data, to / data.name))
+    claim = json.loads((copy / "settings.json").read_text())
+    del claim["layout"]
+    (copy / "settings.json").write_text(json.dumps({**claim, "code": "f" * 16}))
+    for split in ("training", "validation"):
+        for file in sorted((copy / split).glob("episode_*.npz")):
+            file.rename(file.with_name(f"episode_{int(file.stem[8:]) - FIRST_FRAME:07d}.npz"))
+        counts = read_sealed(copy / split / "counts.json")
+        assert counts is not None
+        write_json(copy / split / "counts.json", sealed({k: v for k, v in counts.items() if k != "first"}))
+    return copy
+
+
+def test_a_complete_collection_of_an_older_layout_is_kept_and_one_that_was_begun_is_refused(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = Path(shutil.copytree(data, tmp_path / data.name))
-    settings = json.loads((copy / "settings.json").read_text())["settings"]
-    (copy / "settings.json").write_text(json.dumps(settings))
+    copy = as_of_layout_1(data, tmp_path)
+    assert collect(tmp_path, SETTINGS, make_policy=refuse, about=ABOUT) == copy
+    assert "It has layout 1, now 2: training reads both" in capsys.readouterr().out
+    (copy / "validation" / "lang_annotations" / "auto_lang_ann.npy").unlink()
+    before = tree(copy)
+    with pytest.raises(UserError, match=r"begun by another version .* another layout of folders \(layout 1, now 2\)"):
+        collect(tmp_path, SETTINGS, make_policy=refuse, about=ABOUT)
+    assert tree(copy) == before
+
+
+def test_a_complete_collection_without_counts_is_kept(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = as_of_layout_1(data, tmp_path)
+    claim = json.loads((copy / "settings.json").read_text())
+    (copy / "settings.json").write_text(json.dumps({**claim["settings"]}))
     (copy / "collection.json").write_text("{}")
     for split in ("training", "validation"):
         (copy / split / "counts.json").unlink()
@@ -150,8 +182,8 @@ def test_a_complete_collection_of_an_earlier_version_is_kept(
 
 def test_a_lost_frame_of_a_complete_collection_is_named(data: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(data, tmp_path / data.name))
-    (copy / "training" / "episode_0000007.npz").unlink()
-    with pytest.raises(UserError, match=r"training/episode_0000007\.npz is missing, and 0 frames besides"):
+    (copy / "training" / "episode_0000071.npz").unlink()
+    with pytest.raises(UserError, match=r"training/episode_0000071\.npz is missing, and 0 frames besides"):
         collect(tmp_path, SETTINGS, make_policy=refuse, about=ABOUT)
 
 

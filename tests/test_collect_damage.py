@@ -60,13 +60,18 @@ def copy(folder: Path, to: Path) -> Path:
     return to / "training"
 
 
+def alike(content: bytes, original: bytes) -> bool:
+    """Whether two texts differ in white space at most, which says the same."""
+    return b"".join(content.split()) == b"".join(original.split())
+
+
 def test_a_damaged_piece_is_recorded_again(tmp_path: Path, pieces: Path, whole: dict[str, str]) -> None:
     recorder = Recorder(copy(pieces, tmp_path), "D")
     file = recorder.folder / ".pieces" / "000001" / NOTES
     original = file.read_bytes()
     for content in damaged(original, COPIES):
-        if content.split() == original.split():
-            continue  # other white space says the same
+        if alike(content, original):
+            continue
         file.write_bytes(content)
         assert [recorder.has(number) for number in range(3)] == [True, False, True]
         with pytest.raises(UserError, match="000001 is damaged"):
@@ -95,7 +100,7 @@ def test_a_damaged_claim_is_refused(tmp_path: Path) -> None:
     claim.check(False)
     for content in damaged(whole, COPIES, seed=1):
         claim.path.write_bytes(content)
-        if content.split() != whole.split():  # other white space says the same
+        if not alike(content, whole):
             with pytest.raises(UserError, match=r"settings\.json|other settings|another version"):
                 claim.check(False)
 
@@ -108,7 +113,7 @@ def test_a_damaged_account_is_written_anew_and_its_seconds_are_unknown(tmp_path:
     for content in damaged(whole, COPIES, seed=2):
         (tmp_path / "collection.json").write_bytes(content)
         account = Account(tmp_path)
-        if content.split() != whole.split():
+        if not alike(content, whole):
             assert not account.complete and account.seconds is None
     account.close(counts, {"seed": 3}, {})
     assert Account(tmp_path).complete
@@ -129,15 +134,15 @@ def test_a_frame_that_is_missing_or_cut_short_stops_finishing_before_anything_is
 
 def test_a_frame_that_is_missing_while_numbering_is_named(tmp_path: Path, numbered: Path) -> None:
     recorder = Recorder(copy(numbered, tmp_path), "D")
-    (recorder.folder / "episode_0000002.npz").unlink()
+    (recorder.folder / "episode_0000066.npz").unlink()
     with pytest.raises(UserError, match=r"000000/00002\.npz is missing"):
         recorder.finish()
 
 
 def test_frames_of_another_origin_are_not_taken_in(tmp_path: Path, pieces: Path) -> None:
     recorder = Recorder(copy(pieces, tmp_path), "D")
-    (recorder.folder / "episode_0000015.npz").write_bytes(b"another's")
-    with pytest.raises(UserError, match=r"episode_0000015\.npz is no frame of this data set, which has 15"):
+    (recorder.folder / "episode_0000121.npz").write_bytes(b"another's")
+    with pytest.raises(UserError, match=r"episode_0000121\.npz is no frame of this data set, which has 57"):
         recorder.finish()
     assert not recorder.finished
 

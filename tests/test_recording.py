@@ -1,4 +1,4 @@
-"""Recordings are CALVIN folders; neither a kill nor the order of workers leaves a trace in them."""
+"""Recordings are CALVIN folders that CALVIN's loaders and converters read; neither kill nor order leaves a trace."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from recordings import FIRST, SECOND, Episodes, record, three_episodes, tree
+from recordings import FIRST, SECOND, Episodes, cut, record, three_episodes, tree
 
 from calvin_eval.benchmark.tasks import TASKS
-from calvin_eval.demonstrations.recording import Recorder
+from calvin_eval.demonstrations.frames import absolute_action
+from calvin_eval.demonstrations.recording import FIRST_FRAME, Recorder
 from calvin_eval.demonstrations.scene_config import merged_config
+from calvin_eval.system.errors import UserError
 from roboflamingo.data.annotations import load_plain_dict, read_segments
+
+FRAMES = 57
+"""Recorded of `three_episodes`."""
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +41,18 @@ def frame(split: Path, number: int) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+def relative_by_calvin(actions: np.ndarray, robot_obs: np.ndarray) -> np.ndarray:
+    """CALVIN's relative action from the absolute one and the measured pose (CALVIN SPEC 1.4)."""
+    away = actions[:6] - robot_obs[:6]
+    away[3:] = (away[3:] + np.pi) % (2 * np.pi) - np.pi
+    step = np.array([0.02] * 3 + [0.05] * 3)
+    return np.append(np.clip(away, -step, step) / step, actions[6])
+
+
 def test_frames_read_back_to_the_bit_with_calvin_s_keys_and_types(split: Path, episodes: Episodes) -> None:
     segment = episodes[0][0]
-    for number, (observation, label) in enumerate(zip(segment.observations[:-1], segment.labels, strict=True)):
-        arrays = frame(split, number)
+    for number, (observation, label) in enumerate(zip(segment.observations, segment.labels, strict=False)):
+        arrays = frame(split, FIRST_FRAME + number)
         assert {key: (str(a.dtype), a.shape) for key, a in arrays.items()} == {
             "actions": ("float64", (7,)),
             "rel_actions": ("float64", (7,)),
@@ -53,29 +66,98 @@ def test_frames_read_back_to_the_bit_with_calvin_s_keys_and_types(split: Path, e
         np.testing.assert_array_equal(arrays["rel_actions"], label)
 
 
-def test_absolute_actions_are_the_tool_pose_and_gripper_command_one_frame_later(split: Path) -> None:
-    for number in range(9):
-        after = frame(split, number + 1)["robot_obs"]
-        np.testing.assert_array_equal(frame(split, number)["actions"], [*after[:6], after[14]])
+def test_both_action_arrays_are_one_action_by_calvin_s_formula(split: Path) -> None:
+    for number in range(FIRST_FRAME, FIRST_FRAME + FRAMES):
+        arrays = frame(split, number)
+        relative = relative_by_calvin(arrays["actions"], arrays["robot_obs"])
+        np.testing.assert_allclose(arrays["rel_actions"], relative, rtol=0, atol=1e-6)
+        assert (np.abs(arrays["actions"][3:6]) <= np.pi).all()
+
+
+def test_absolute_angles_stay_within_a_turn() -> None:
+    robot_obs, label = np.zeros(15), np.array([1.0, -1, 0.5, 1, -1, 0.2, -1])
+    robot_obs[3:6] = 3.13, -3.12, 3.135
+    actions = absolute_action(label, robot_obs)
+    np.testing.assert_allclose(actions[3:6], [3.18 - 2 * np.pi, 2 * np.pi - 3.17, 3.145 - 2 * np.pi])
+    np.testing.assert_allclose(relative_by_calvin(actions, robot_obs), label, rtol=0, atol=1e-6)
+
+
+def test_an_episode_ends_with_its_final_observation_where_the_robot_stands_still(
+    split: Path, episodes: Episodes
+) -> None:
+    for (_, last), segment in zip(
+        np.load(split / "ep_start_end_ids.npy"), (episodes[0][1], episodes[1][0]), strict=True
+    ):
+        arrays = frame(split, last)
+        np.testing.assert_array_equal(arrays["rgb_static"], segment.observations[-1].images["rgb_static"])
+        np.testing.assert_array_equal(arrays["robot_obs"], segment.observations[-1].state["robot_obs"])
+        np.testing.assert_array_equal(arrays["rel_actions"], [0, 0, 0, 0, 0, 0, segment.labels[-1][6]])
+        np.testing.assert_allclose(arrays["actions"][:6], arrays["robot_obs"][:6], rtol=0, atol=1e-12)
 
 
 def test_frames_are_compressed(split: Path) -> None:
-    file = split / "episode_0000000.npz"
-    assert file.stat().st_size < sum(array.nbytes for array in frame(split, 0).values()) / 2
+    file = split / "episode_0000064.npz"
+    assert file.stat().st_size < sum(array.nbytes for array in frame(split, FIRST_FRAME).values()) / 2
 
 
 def test_only_what_the_oracle_called_solved_is_kept(split: Path) -> None:
-    assert len(list(split.glob("episode_*.npz"))) == 6 + 4 + 5
+    assert len(list(split.glob("episode_*.npz"))) == FRAMES == 20 + 18 + 1 + 17 + 1
     assert [(s.start, s.stop, s.task, s.instruction) for s in read_segments(split)] == [
-        (0, 6, FIRST, f"please {FIRST}"),
-        (6, 10, SECOND, f"please {SECOND}"),
-        (10, 15, FIRST, f"please {FIRST}"),
+        (64, 84, FIRST, f"please {FIRST}"),
+        (84, 102, SECOND, f"please {SECOND}"),
+        (103, 120, FIRST, f"please {FIRST}"),
     ]
+
+
+def test_segments_and_episodes_are_what_calvin_s_loaders_and_converters_need(split: Path) -> None:
+    shortest_window, longest_window = 16, 64  # of CALVIN's configurations
+    ids = {int(file.stem.removeprefix("episode_")) for file in split.glob("episode_*.npz")}
+    spans = np.load(split / "ep_start_end_ids.npy")
+    assert ids == {number for first, last in spans for number in range(first, last + 1)}
+    for _, last in spans:
+        assert last > longest_window  # the disk loader asserts this
+    for start, end in load_plain_dict(split / "lang_annotations" / "auto_lang_ann.npy")["info"]["indx"]:
+        assert end >= longest_window  # likewise
+        assert set(range(start, end + 1)) <= ids  # converters take the end to be included
+        ((first, last),) = [span for span in spans if span[0] <= start <= span[1]]
+        assert end <= last  # shared memory holds an episode's frames but for the last
+        assert start in range(first, last + 1 - shortest_window)  # where the shared-memory loader looks it up
+        assert end - start >= shortest_window
+
+
+@pytest.mark.parametrize(
+    ("frames", "segments", "recorded", "short"),
+    [
+        ((16, 18), [(64, 80), (80, 98)], 35, 0),
+        ((15, 18), [(64, 82)], 19, 1),  # too short at the start: left out
+        ((20, 15), [(64, 84)], 21, 1),  # too short at the end: likewise
+        ((20, 15, 16), [(64, 84), (99, 115)], 52, 1),  # between others: kept without annotation
+        ((15, 3), [], 0, 2),
+    ],
+)
+def test_a_task_that_is_too_short_to_be_a_demonstration_is_not_annotated(
+    tmp_path: Path,
+    episodes: Episodes,
+    frames: tuple[int, ...],
+    segments: list[tuple[int, int]],
+    recorded: int,
+    short: int,
+) -> None:
+    recorder = Recorder(tmp_path / "training", "D")
+    recorder.write(0, "D", [cut(episodes[0][number % 2], length) for number, length in enumerate(frames)])
+    if not segments:
+        with pytest.raises(UserError, match="no solved demonstration of 16 frames or more"):
+            recorder.finish()
+        recorder.write(1, "D", [episodes[1][0]])
+        segments, recorded = [(64, 81)], 18
+    counts = recorder.finish()
+    assert [(s.start, s.stop) for s in read_segments(recorder.folder)] == segments
+    assert (counts["frames"], counts["short"]) == (recorded, short)
 
 
 def test_annotations_have_calvin_s_layout(split: Path) -> None:
     content = load_plain_dict(split / "lang_annotations" / "auto_lang_ann.npy")
-    assert content["info"]["indx"] == [(0, 6), (6, 10), (10, 15)]
+    assert content["info"]["indx"] == [(64, 84), (84, 102), (103, 120)]
     assert content["info"]["episodes"] == []
     assert content["language"]["emb"].shape == (3, 1, 384)
     embeddings = load_plain_dict(split / "lang_annotations" / "embeddings.npy")
@@ -85,8 +167,8 @@ def test_annotations_have_calvin_s_layout(split: Path) -> None:
 
 
 def test_episodes_are_indexed_inclusively(split: Path) -> None:
-    assert np.load(split / "ep_start_end_ids.npy").tolist() == [[0, 9], [10, 14]]
-    assert np.load(split / "ep_lens.npy").tolist() == [10, 5]
+    assert np.load(split / "ep_start_end_ids.npy").tolist() == [[64, 102], [103, 120]]
+    assert np.load(split / "ep_lens.npy").tolist() == [39, 18]
 
 
 def test_only_training_says_which_frames_show_which_scene(tmp_path: Path, episodes: Episodes) -> None:
@@ -96,13 +178,13 @@ def test_only_training_says_which_frames_show_which_scene(tmp_path: Path, episod
         recorder.write(1, "A", episodes[1])
         recorder.finish()
     scenes = load_plain_dict(tmp_path / "training" / "scene_info.npy")
-    assert scenes == {"calvin_scene_B": [0, 9], "calvin_scene_A": [10, 14]}
+    assert scenes == {"calvin_scene_B": [64, 102], "calvin_scene_A": [103, 120]}
     assert not (tmp_path / "validation" / "scene_info.npy").exists()
 
 
 def test_statistics_are_those_of_the_frames(split: Path) -> None:
     statistics = yaml.safe_load((split / "statistics.yaml").read_text())
-    frames = [frame(split, number) for number in range(15)]
+    frames = [frame(split, number) for number in range(FIRST_FRAME, FIRST_FRAME + FRAMES)]
     for key in ("robot_obs", "scene_obs"):
         (entry,) = statistics[key]
         values = np.array([arrays[key] for arrays in frames])
@@ -138,7 +220,7 @@ def test_several_processes_fill_one_split(tmp_path: Path, split: Path, episodes:
     recorder = Recorder(tmp_path / "training", "D")
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         counts = list(pool.map(recorder.write, range(3), "DDD", episodes))
-    assert counts == [10, 5, 0]
+    assert counts == [39, 18, 0]
     recorder.finish()
     assert tree(tmp_path / "training") == tree(split)
 
@@ -172,7 +254,7 @@ def test_finishing_goes_on_after_a_kill(tmp_path: Path, split: Path, episodes: E
     again = Recorder(tmp_path / "training", "D")
     assert not again.finished
     assert all(again.has(number) for number in range(3))
-    assert again.finish()["frames"] == 15
+    assert again.finish()["frames"] == FRAMES
     assert again.finished
     assert tree(tmp_path / "training") == tree(split)
 
@@ -181,7 +263,15 @@ def test_counts_are_reported(tmp_path: Path, episodes: Episodes) -> None:
     counts = record(tmp_path / "training", episodes).finish()
     size = sum(file.stat().st_size for file in (tmp_path / "training").glob("*.npz"))
     per_task = {SECOND: 1, FIRST: 2}
-    assert counts == {"episodes": 2, "segments": 3, "frames": 15, "bytes": size, "segments_per_task": per_task}
+    assert counts == {
+        "episodes": 2,
+        "segments": 3,
+        "frames": FRAMES,
+        "first": FIRST_FRAME,
+        "bytes": size,
+        "short": 0,
+        "segments_per_task": per_task,
+    }
     assert Recorder(tmp_path / "training", "D").counts() == counts
 
 

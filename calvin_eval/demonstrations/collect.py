@@ -197,7 +197,7 @@ class _Job:
         for split in SPLITS:
             counts = self.recorder(split).counts()
             if counts is not None:  # an earlier version kept none
-                self.recorder(split).count_frames(counts["frames"])
+                self.recorder(split).count_frames(counts["frames"], counts.get("first", 0))  # 0: of layout 1
 
     @cached_property
     def _policy(self) -> Policy | None:

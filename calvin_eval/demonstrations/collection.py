@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from calvin_eval.demonstrations.pieces import read_sealed
+from calvin_eval.demonstrations.recording import LAYOUT
+from calvin_eval.demonstrations.segments import SHORTEST
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import read_json, write_json
 from calvin_eval.system.provenance import code_version, provenance
@@ -23,7 +25,7 @@ SHOWN = 16
 
 
 class Claim:
-    """How a folder's data set is made: settings, policy and code. Other data never gets mixed into it.
+    """How a folder's data set is made: settings, policy, code and layout. Other data never gets mixed into it.
 
     Args:
         folder: of the data set.
@@ -38,7 +40,7 @@ class Claim:
         self.folder, self.path = folder, folder / "settings.json"
         code = " ".join([code_version(), *(str(about[key]) for key in (POLICY_CODE,) if key in about)])
         known = {key: value for key, value in about.items() if key != POLICY_CODE}
-        self._mine = json.loads(json.dumps({"settings": settings, "about": known, "code": code}))
+        self._mine = json.loads(json.dumps({"settings": settings, "about": known, "code": code, "layout": LAYOUT}))
         self._defaults = _flat(json.loads(json.dumps(defaults)))
 
     @property
@@ -55,10 +57,11 @@ class Claim:
         """Makes sure that what lies in the folder is, or will be, what is asked for.
 
         Args:
-            finished: whether the data set is complete; then other code is said, not refused.
+            finished: whether the data set is complete; then other code or another layout is said, not refused.
 
         Raises:
-            UserError: it was made with other settings, of another policy, or begun by other code. Names what differs.
+            UserError: it was made with other settings, of another policy, or begun by other code or in another layout.
+                Names what differs.
         """
         if not self.path.exists():
             if finished or any(self.folder.glob("*/episode_*.npz")):
@@ -82,15 +85,25 @@ class Claim:
                 f"{self.folder} was collected with other settings ({values}); "
                 "choose another folder, or remove it to collect anew"
             )
-        if theirs.get("code") == self._mine["code"]:
+        layout = theirs.get("layout", 1)  # 1: as written before layouts were noted
+        if theirs.get("code") == self._mine["code"] and layout == LAYOUT:
             return
         versions = f"{theirs.get('code')}, now {self._mine['code']}"
-        if not finished:
-            raise UserError(
-                f"{self.folder} was begun by another version of this code ({versions}), whose frames may differ; "
-                "finish it with that version, or remove it to collect anew"
-            )
-        print(f"{self.folder} is kept; another version of this code made it ({versions})")
+        if finished:
+            print(f"{self.folder} is kept; another version of this code made it ({versions})")
+            if layout != LAYOUT:
+                print(
+                    f"It has layout {layout}, now {LAYOUT}: training reads both, CALVIN's own loaders may trip on the "
+                    "older one. Remove it to collect anew"
+                )
+            return
+        differing = "whose frames may differ"
+        if layout != LAYOUT:
+            differing = f"which records another layout of folders (layout {layout}, now {LAYOUT})"
+        raise UserError(
+            f"{self.folder} was begun by another version of this code ({versions}), {differing}; "
+            "finish it with that version, or remove it to collect anew"
+        )
 
 
 class Account:
@@ -138,6 +151,8 @@ class Account:
         took = "an unknown time" if seconds is None else f"{seconds:.0f} s"
         each = "" if rate is None else f"{rate:.1f} s and "
         print(f"{self.folder}: {frames} frames in {took}; per 1000 frames {each}{megabytes:.1f} MB")
+        if short := sum(split.get("short", 0) for split in counts.values()):
+            print(f"{short} solved tasks are not annotated: shorter than {SHORTEST} frames, CALVIN's shortest window")
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -16,57 +16,65 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calvin_eval.calvin import GRIPPER, ROBOT_OBS, SCENE_OBS, STATIC
-from calvin_eval.demonstrations.segments import Segment
+from calvin_eval.demonstrations.frames import frame_arrays, standing_still
+from calvin_eval.demonstrations.segments import Segment, kept
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import naming, read_json, write_json
 from calvin_eval.system.sealing import opened, sealed
 
 NOTES = "piece.json"
+SUMMED = ("robot_obs", "scene_obs", "actions")
+"""Arrays whose sums a piece keeps, for the split's statistics."""
 
 
 def write_piece(folder: Path, scene: str, segments: Sequence[Segment], maker: str) -> int:
-    """Records the solved segments of one episode and returns how many frames they have.
+    """Records what of one episode is kept, with its final observation, and returns how many frames that are.
 
     Args:
         folder: of the piece; what is there already is replaced.
         scene: where it happened.
-        segments: tasks in a row; the first unsolved one ends what is kept.
+        segments: tasks in a row; see `segments.kept`.
         maker: names the settings and code that made it.
 
     Raises:
         UserError: a frame lacks scene_obs or an image.
         OSError: the disk is full, or cannot be written to. Names the file.
     """
+    recorded, short = kept(segments)
+    frames = [
+        (observation, label) for s in recorded for observation, label in zip(s.observations, s.labels, strict=False)
+    ]
+    if recorded:
+        frames.append((recorded[-1].observations[-1], standing_still(recorded[-1].labels[-1])))
+    starts = accumulate((len(segment.labels) for segment in recorded), initial=0)
+    notes = [
+        [start, len(s.labels), s.task, s.instruction] for start, s in zip(starts, recorded, strict=False) if s.annotated
+    ]
     temporary = folder.with_suffix(".part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        notes: list[list[Any]] = []
         vectors: list[list[np.ndarray]] = []
         sizes: list[int] = []
-        for segment in segments:
-            if not segment.solved:
-                break
-            notes.append([len(sizes), len(segment.labels), segment.task, segment.instruction])
-            for index, label in enumerate(segment.labels):
-                arrays = frame_arrays(segment, index, label)
-                sizes.append(write_npz(frame_file(temporary, len(sizes)), arrays))
-                vectors.append([arrays["robot_obs"], arrays["scene_obs"], arrays["actions"]])
-        piece = {"scene": scene, "frames": len(sizes), "segments": notes, "moments": _moments(vectors)}
+        for number, (observation, label) in enumerate(frames):
+            arrays = frame_arrays(observation, label)
+            sizes.append(write_npz(frame_file(temporary, number), arrays))
+            vectors.append([arrays[name] for name in SUMMED])
+        piece = {"scene": scene, "frames": len(frames), "segments": notes, "short": short, "moments": _moments(vectors)}
         write_json(temporary / NOTES, sealed({**piece, "sizes": sizes, "maker": maker}))
-        _sync(temporary, [frame_file(temporary, frame) for frame in range(len(sizes))])
+        _sync(temporary, [frame_file(temporary, frame) for frame in range(len(frames))])
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return len(sizes)
+    return len(frames)
 
 
 def read_piece(folder: Path) -> dict[str, Any] | None:
@@ -93,27 +101,6 @@ def read_sealed(path: Path) -> dict[str, Any] | None:
         return opened(read_json(path, "a sealed value"), str(path))
     except UserError:
         return None
-
-
-def frame_arrays(segment: Segment, index: int, label: np.ndarray) -> dict[str, np.ndarray]:
-    """What one frame's file holds: CALVIN's keys and dtypes.
-
-    Raises:
-        UserError: the frame lacks scene_obs or an image.
-    """
-    now, after = segment.observations[index], segment.observations[index + 1]
-    if SCENE_OBS not in now.privileged:
-        raise UserError("recording needs scene_obs, and this environment does not give it")
-    if not {STATIC, GRIPPER} <= now.images.keys():
-        raise UserError("recording needs images; choose a renderer, and step and reset with render=True")
-    return {
-        "actions": after.state[ROBOT_OBS][[0, 1, 2, 3, 4, 5, 14]].astype(np.float64),
-        "rel_actions": np.asarray(label, np.float64),
-        ROBOT_OBS: now.state[ROBOT_OBS].astype(np.float64),
-        SCENE_OBS: now.privileged[SCENE_OBS].astype(np.float64),
-        STATIC: now.images[STATIC],
-        GRIPPER: now.images[GRIPPER],
-    }
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> int:
@@ -154,9 +141,9 @@ def _sync(folder: Path, files: Sequence[Path]) -> None:
 
 
 def _moments(vectors: list[list[np.ndarray]]) -> dict[str, Any]:
-    """Count, sums, sums of squares and bounds of robot_obs, scene_obs and actions."""
+    """Count, sums, sums of squares and bounds of the arrays `SUMMED`."""
     moments: dict[str, Any] = {"count": len(vectors)}
-    for column, name in enumerate(("robot_obs", "scene_obs", "actions")):
+    for column, name in enumerate(SUMMED):
         if vectors:
             values = np.array([row[column] for row in vectors])
             moments[name] = {

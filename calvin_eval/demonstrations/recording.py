@@ -1,13 +1,18 @@
-"""Writes demonstrations as CALVIN folders that CALVIN's own loader reads (CALVIN SPEC 1.12).
+"""Writes demonstrations as CALVIN folders that CALVIN's own loaders and converters read (CALVIN SPEC 1.12).
 
 Many processes record at once, each episode into a folder of its own (`pieces.py`) that appears when it is
 whole; `Recorder.finish` then numbers the frames by episode, so that the data set does not depend on who was
 first. Killed at any moment, recording goes on where it was: whole pieces are kept.
 
 What the frames say
-    - `rel_actions[t]` is the demonstrator's clean action at frame t, also where noise was executed instead.
-    - `actions[t]` is the tool pose (euler) and gripper command found at frame t + 1 (CALVIN SPEC 1.4).
-    - Sentence embeddings are zeros: no sentence model belongs to this package.
+    - `rel_actions[t]` is the scripted expert's clean action at frame t, also where noise or a policy's action was
+      executed instead.
+    - `actions[t]` is the tool pose (euler) and gripper command that this action asks for. CALVIN's formula derives
+      `rel_actions` from `actions` and `robot_obs`, here as there; but CALVIN's `actions[t]` is the pose found at frame
+      t + 1 (CALVIN SPEC 1.4), which would hold the noise. That pose is in the `robot_obs` of frame t + 1.
+    - An episode's last frame is its final observation, whose action is to stand still. CALVIN keeps no such frame. No
+      segment covers it, but readers that take a segment's end to be included find it there.
+    - Embeddings of instructions are zeros: no language model belongs to this package.
 """
 
 from __future__ import annotations
@@ -25,13 +30,19 @@ from calvin_eval.benchmark.instructions import sentences
 from calvin_eval.benchmark.tasks import TASKS
 from calvin_eval.demonstrations.pieces import frame_file, has_size, read_piece, read_sealed, write_piece
 from calvin_eval.demonstrations.scene_config import merged_config
-from calvin_eval.demonstrations.segments import Segment
+from calvin_eval.demonstrations.segments import SHORTEST, Segment
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import write_atomic, write_json, write_text
 from calvin_eval.system.sealing import sealed
 
+LAYOUT = 2
+"""Which rules the folders follow. 1 had no final observations, annotated segments of any length, and kept the pose
+of the next frame as `actions`; CALVIN's own loaders trip on it."""
+FIRST_FRAME = 64
+"""Id of a split's first frame. CALVIN's disk loader wants every segment and episode to end at an id beyond its longest
+window, which is 64 frames in CALVIN's configurations; so none may end among the first 64 ids."""
 EMBEDDING = 384
-"""Width of the (zero) sentence embeddings, that of the model CALVIN ships."""
+"""Width of the (zero) embeddings of instructions, that of the model CALVIN ships."""
 CONSTANT = 1e-6
 """A spread below this is rounding: the value never changes and is not to be divided by."""
 PIECES = ".pieces"
@@ -71,12 +82,12 @@ class Recorder:
         )
 
     def write(self, episode: int, scene: str, segments: Sequence[Segment]) -> int:
-        """Records the solved segments of one episode and returns how many frames they have.
+        """Records what of one episode is kept and returns how many frames that are; see `write_piece`.
 
         Args:
             episode: its number, which decides where its frames go.
             scene: where it happened.
-            segments: tasks in a row; the first unsolved one ends what is kept.
+            segments: tasks in a row.
 
         Raises:
             UserError: a frame lacks scene_obs or an image.
@@ -91,7 +102,8 @@ class Recorder:
             on_progress: told (episodes done, episodes in all).
 
         Returns:
-            Counts: episodes, segments, frames, bytes, and segments_per_task.
+            Counts: episodes, segments, frames, first (id of the first frame), bytes, short (solved tasks too short to
+            be annotated), and segments_per_task.
 
         Raises:
             UserError: nothing was recorded; a piece is damaged, or a frame is missing, which is noticed before
@@ -106,7 +118,8 @@ class Recorder:
             if on_progress:
                 on_progress(done + 1, len(plan))
         self.count_frames(sum(piece["frames"] for piece in plan.values()))
-        counts = self._write_index(list(plan.values()))
+        short = sum(piece["short"] for piece in plan.values())
+        counts = self._write_index([piece for piece in plan.values() if piece["frames"]]) | {"short": short}
         write_json(self.folder / COUNTS, sealed(counts))
         if self._pieces.exists():  # not so, where an earlier finish was killed just here
             shutil.rmtree(self._pieces)
@@ -117,14 +130,14 @@ class Recorder:
         """What `finish` returned; None for a split that keeps no record of it."""
         return read_sealed(self.folder / COUNTS)
 
-    def count_frames(self, expected: int) -> None:
-        """Makes sure that the folder holds frames 0 to `expected` - 1 and no others.
+    def count_frames(self, expected: int, first: int = FIRST_FRAME) -> None:
+        """Makes sure that the folder holds `expected` frames with ids from `first` on, and no others.
 
         Raises:
             UserError: it does not. Names the first file at fault.
         """
         found = {file.name for file in self.folder.glob("episode_*.npz")}
-        wanted = {self._frame(number).name for number in range(expected)}
+        wanted = {self._frame(number).name for number in range(first, first + expected)}
         if missing := sorted(wanted - found):
             raise UserError(
                 f"{self.folder / missing[0]} is missing, and {len(missing) - 1} frames besides; "
@@ -162,17 +175,18 @@ class Recorder:
         return plan
 
     def _plan_of_pieces(self) -> dict[str, Any]:
-        plan, first = dict[str, Any](), 0
+        plan, first = dict[str, Any](), FIRST_FRAME
         for folder in sorted(self._pieces.glob("*[0-9]")):
             piece = read_piece(folder)
             if piece is None:
                 raise UserError(f"{folder} is damaged; record episode {folder.name} again")
-            if piece["frames"] and piece["maker"] == self.maker:
+            if piece["maker"] == self.maker:
                 plan[folder.name] = {**piece, "first": first}
                 first += piece["frames"]
-        if not plan:
+        if first == FIRST_FRAME:
             raise UserError(
-                f"{self.folder} holds no solved demonstration; nothing to finish. Remove it, and collect more episodes"
+                f"{self.folder} holds no solved demonstration of {SHORTEST} frames or more; nothing to finish. "
+                "Remove it, and collect more episodes"
             )
         return plan
 
@@ -197,13 +211,13 @@ class Recorder:
         }
         _save(folder / "lang_annotations" / "embeddings.npy", np.array(validation, dtype=object))
         notes = [
-            (piece["first"] + start, length, task, sentence)
+            (piece["first"] + start, length, task, instruction)
             for piece in pieces
-            for start, length, task, sentence in piece["segments"]
+            for start, length, task, instruction in piece["segments"]
         ]
         annotations = {
             "language": {
-                "ann": [sentence for _, _, _, sentence in notes],
+                "ann": [instruction for _, _, _, instruction in notes],
                 "task": [task for _, _, task, _ in notes],
                 "emb": np.zeros((len(notes), 1, EMBEDDING), np.float32),
             },
@@ -214,7 +228,8 @@ class Recorder:
         return {
             "episodes": len(pieces),
             "segments": len(notes),
-            "frames": spans[-1][1] + 1,
+            "frames": spans[-1][1] + 1 - FIRST_FRAME,
+            "first": FIRST_FRAME,
             "bytes": size,
             "segments_per_task": dict(sorted(Counter(task for _, _, task, _ in notes).items())),
         }
