@@ -1,4 +1,4 @@
-"""The demonstrators: all tasks in all scenes, from any state, without memory."""
+"""The scripted experts: all tasks in all scenes, from any state, without memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from calvin_eval.demonstrations.episodes import (
     demonstrate_episode,
     demonstrate_task,
 )
-from calvin_eval.demonstrations.experts import DEMONSTRATORS, Expert, demonstrate
+from calvin_eval.demonstrations.experts import EXPERTS, Expert, demonstrate
 from calvin_eval.demonstrations.experts.motion import SHOULDER, WRIST_REACH, reach_lean, tilt
 from calvin_eval.demonstrations.experts.state import State
 from calvin_eval.demonstrations.starts import possible, random_scene_obs, start_for
@@ -40,7 +40,7 @@ def resting(scene_obs):
 
 
 def test_every_task_has_a_demonstrator():
-    assert set(DEMONSTRATORS) == set(TASKS)
+    assert set(EXPERTS) == set(TASKS)
 
 
 @pytest.mark.parametrize("scene", SCENES)

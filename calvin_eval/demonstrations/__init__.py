@@ -1,1 +1,1 @@
-"""Demonstrators, and what records them as CALVIN folders."""
+"""Scripted experts, and what records them as CALVIN folders."""

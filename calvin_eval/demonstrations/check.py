@@ -1,4 +1,4 @@
-"""How good the demonstrators are: success per task and scene from random starts."""
+"""How good the scripted experts are: success per task and scene from random starts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ Rates = Mapping[tuple[str, str], float]
 """Success rate by (task, scene)."""
 
 
-def check_demonstrators(scenes: str = "ABCD", starts: int = 50, *, workers: int | None = None, seed: int = 0) -> Rates:
-    """Runs every demonstrator from random starts.
+def check_experts(scenes: str = "ABCD", starts: int = 50, *, workers: int | None = None, seed: int = 0) -> Rates:
+    """Runs every scripted expert from random starts.
 
     Args:
         scenes: which scenes.
@@ -44,13 +44,13 @@ def check_demonstrators(scenes: str = "ABCD", starts: int = 50, *, workers: int 
         raise UserError(f"a check needs a scene and at least 1 start, not scenes {scenes!r} and {starts} starts")
     jobs = [(task, scene, starts, seed) for task in TASKS for scene in scenes]
     found = run_jobs(_rate, jobs, min(workers or cores(), len(jobs)))
-    return dict(track(found, "Checking demonstrators", total=len(jobs)))
+    return dict(track(found, "Checking scripted experts", total=len(jobs)))
 
 
 def print_check(rates: Rates) -> None:
     """Prints success in per cent, one row a task, one column a scene."""
     scenes = sorted({scene for _, scene in rates})
-    table = Table(title="demonstrators: success in % from random starts", title_justify="left")
+    table = Table(title="scripted experts: success in % from random starts", title_justify="left")
     table.add_column("task")
     for scene in scenes:
         table.add_column(scene, justify="right")
@@ -72,7 +72,7 @@ def _rate(job: tuple[str, str, int, int]) -> tuple[tuple[str, str], float]:
 
 
 def demonstrate_once(env: TargetLeash, task: str, rng: np.random.Generator) -> bool:
-    """Whether the demonstrator solves the task from a random start.
+    """Whether the scripted expert solves the task from a random start.
 
     A placing task starts with a held block; where the lift before it fails, another start is drawn.
     """

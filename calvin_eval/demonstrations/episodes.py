@@ -1,8 +1,8 @@
-"""Lets the demonstrators work through tasks in a row, with noise, and keeps what the oracle calls a success.
+"""Lets the scripted experts work through tasks in a row, with noise, and keeps what the oracle calls a success.
 
-One episode is a random start and several tasks without reset. The label of a frame is always the demonstrator's
+One episode is a random start and several tasks without reset. The label of a frame is always the scripted expert's
 clean action; what is executed may be disturbed by noise, or be a learned policy's action (DAgger, Ross et al.
-2011), so that states off the demonstrator's own path are labelled too.
+2011), so that states off the scripted expert's own path are labelled too.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def demonstrate_task(
         instruction: what the recording, and the actor, are told.
         settings: limits and noise.
         rng: source of the noise.
-        actor: a policy that acts for a random first part of the task (DAgger); the demonstrator finishes it. It sees
+        actor: a policy that acts for a random first part of the task (DAgger); the scripted expert finishes it. It sees
             images wherever it looks, also without `settings.render`.
 
     Raises:
@@ -215,8 +215,8 @@ def demonstrate_episode(
             if not choices:
                 break
             task = next_task(choices, rng) if next_task else str(rng.choice(choices))
-        sentence = str(rng.choice(sentences(task, "training")))
-        segment = demonstrate_task(env, observation, task, sentence, settings, rng, actor)
+        instruction = str(rng.choice(sentences(task, "training")))
+        segment = demonstrate_task(env, observation, task, instruction, settings, rng, actor)
         segments.append(segment)
         if not segment.solved:
             break

@@ -1,6 +1,6 @@
 """Random start states, and which tasks are possible in a state.
 
-A task is possible when its demonstrator could meet the oracle's conditions (CALVIN SPEC 1.8) from here: the
+A task is possible when its scripted expert could meet the oracle's conditions (CALVIN SPEC 1.8) from here: the
 block lies where the task says, the door has way left, the light is in the other state, and so on.
 """
 

@@ -1,4 +1,4 @@
-"""`roboflamingo collect`: records demonstrations, or checks the demonstrators."""
+"""`roboflamingo collect`: records demonstrations, or checks the scripted experts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from calvin_eval.demonstrations.check import check_demonstrators, print_check
+from calvin_eval.demonstrations.check import check_experts, print_check
 from calvin_eval.demonstrations.collect import CollectSettings, check_scenes, collect
 from calvin_eval.protocol import Policy
 from calvin_eval.system.errors import UsageError
@@ -20,7 +20,7 @@ EXAMPLES = """
 roboflamingo collect --out data --settings.scenes D --settings.episodes 800
 roboflamingo collect --out data --settings.scenes ABC --settings.episodes 6000      # CALVIN's ABC->D
 roboflamingo collect --out data/round2 --policy runs/demo/train1/policy             # DAgger: the policy acts first
-roboflamingo collect --check --starts 50                                            # how good the demonstrators are
+roboflamingo collect --check --starts 50                                            # how good the scripted experts are
 """
 
 
@@ -32,10 +32,10 @@ class CollectConfig:
         out: parent folder of the data set.
         settings: scenes, episodes, noise, seed.
         workers: processes; one per core by default.
-        policy: folder of a policy that acts for a first part of every task, which the demonstrator labels and
+        policy: folder of a policy that acts for a first part of every task, which the scripted expert labels and
             then finishes (DAgger).
         execute: E, the actions of a chunk that this policy executes.
-        check: instead of recording, runs every demonstrator from random starts and prints success rates.
+        check: instead of recording, runs every scripted expert from random starts and prints success rates.
         starts: random starts per task and scene for the check.
         scenes: scenes of the check.
     """
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> None:
     check_keys(given)
     config = given.config
     if config.check:
-        print_check(check_demonstrators(config.scenes, config.starts, workers=config.workers))
+        print_check(check_experts(config.scenes, config.starts, workers=config.workers))
         return
     maker, about = (None, None) if config.policy is None else acting_first(config.policy, config.execute)
     collect(Path(config.out), config.settings, workers=config.workers, make_policy=maker, about=about)
@@ -78,7 +78,7 @@ def acting_first(folder: str, execute: int) -> tuple[partial[Policy], dict[str, 
         FileNotFoundError, UsageError: there is no policy that can be run so; see `check_policy`.
     """
     if folder == EXPERT:
-        raise UsageError(f"policy is {EXPERT}; the demonstrators act in any case, so leave it out")
+        raise UsageError(f"policy is {EXPERT}; the scripted experts act in any case, so leave it out")
     check_policy(folder, execute, None, "cpu")
     return partial(open_policy, folder, execute), {**policy_facts(folder), "execute": execute}
 

@@ -1,5 +1,5 @@
-"""Scripted, memory-free demonstrators for all 34 tasks in all four scenes."""
+"""Scripted, memory-free experts for all 34 tasks in all four scenes."""
 
-from calvin_eval.demonstrations.experts.policy import DEMONSTRATORS, Expert, demonstrate
+from calvin_eval.demonstrations.experts.policy import EXPERTS, Expert, demonstrate
 
-__all__ = ["DEMONSTRATORS", "Expert", "demonstrate"]
+__all__ = ["EXPERTS", "Expert", "demonstrate"]

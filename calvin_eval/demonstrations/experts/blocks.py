@@ -1,4 +1,4 @@
-"""Demonstrators for the tasks that move blocks."""
+"""Scripted experts for the tasks that move blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Demonstrators for drawer, sliding door, switch and button."""
+"""Scripted experts for drawer, sliding door, switch and button."""
 
 from __future__ import annotations
 

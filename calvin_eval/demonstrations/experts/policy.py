@@ -1,6 +1,6 @@
-"""All demonstrators by task name, and as a policy that follows instructions.
+"""All scripted experts by task name, and as a policy that follows instructions.
 
-The demonstrators read privileged state through the Env contract only, so they run on any simulator that keeps it.
+The scripted experts read privileged state through the Env contract only, so they run on any simulator that keeps it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from calvin_eval.demonstrations.experts.motion import Goal, action_towards
 from calvin_eval.demonstrations.experts.state import State
 from calvin_eval.protocol import Memory, Observation, Policy
 
-Demonstrator = Callable[[State], Goal]
+Script = Callable[[State], Goal]
 
 
-def _of_block(demonstrator: Callable[..., Goal], name: str, *arguments: float) -> Demonstrator:
-    return lambda state: demonstrator(state, state.blocks[name], *arguments)
+def _of_block(script: Callable[..., Goal], name: str, *arguments: float) -> Script:
+    return lambda state: script(state, state.blocks[name], *arguments)
 
 
-def _demonstrators() -> dict[str, Demonstrator]:
-    table: dict[str, Demonstrator] = {}
+def _experts() -> dict[str, Script]:
+    table: dict[str, Script] = {}
     for name in BLOCKS:
         for side, turn, shift in (("right", -1.0, 1.0), ("left", 1.0, -1.0)):
             table[f"rotate_{name.removeprefix('block_')}_block_{side}"] = _of_block(blocks.rotate, name, turn)
@@ -50,8 +50,8 @@ def _demonstrators() -> dict[str, Demonstrator]:
     return table
 
 
-DEMONSTRATORS = _demonstrators()
-"""Task name -> goal of the demonstrator in a state. All 34 tasks of `calvin_eval.benchmark.tasks.TASKS`."""
+EXPERTS = _experts()
+"""Task name -> goal of the scripted expert in a state. All 34 tasks of `calvin_eval.benchmark.tasks.TASKS`."""
 
 PLACING = frozenset({"place_in_slider", "place_in_drawer", "stack_block"})
 
@@ -67,7 +67,7 @@ def _wants_held(task: str) -> Callable[[str], bool]:
 
 
 def demonstrate(task: str, observation: Observation, scene: str) -> np.ndarray:
-    """The demonstrator's action (7,) for a task, in any state.
+    """The scripted expert's action (7,) for a task, in any state.
 
     Raises:
         KeyError: no such task.
@@ -77,11 +77,11 @@ def demonstrate(task: str, observation: Observation, scene: str) -> np.ndarray:
     held = state.holding()
     if held is not None and not _wants_held(task)(held.name):
         return action_towards(state, grasp.release(state, held))
-    return action_towards(state, DEMONSTRATORS[task](state))
+    return action_towards(state, EXPERTS[task](state))
 
 
 class Expert(Policy):
-    """The demonstrators as a policy; its memory is the name of the task.
+    """The scripted experts as a policy; its memory is the name of the task.
 
     Args:
         scene: the scene its environments show, one of `calvin_eval.calvin.SCENES`.
@@ -94,7 +94,7 @@ class Expert(Policy):
         """Finds the task that the instruction asks for.
 
         Raises:
-            KeyError: no task has this sentence.
+            KeyError: no task has this instruction.
         """
         return task_of(instruction)
 

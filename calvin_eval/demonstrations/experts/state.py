@@ -1,6 +1,6 @@
-"""The privileged state a demonstrator reads: one observation, with names.
+"""The privileged state a scripted expert reads: one observation, with names.
 
-Memory-free demonstrators decide from this and nothing else, so the right action is known in any state, also
+Memory-free experts decide from this and nothing else, so the right action is known in any state, also
 in those into which noise or a learned policy brought the robot.
 """
 
@@ -29,7 +29,7 @@ def wrap(angle: float) -> float:
 
 @dataclass(frozen=True)
 class Block:
-    """A block as the demonstrator sees it.
+    """A block as the scripted expert sees it.
 
     Attributes:
         name: one of `calvin_eval.protocol.BLOCKS`.
@@ -108,7 +108,7 @@ class State:
             UserError: the observation carries no scene_obs.
         """
         if SCENE_OBS not in observation.privileged:
-            raise UserError("scripted demonstrators need scene_obs, and this environment does not give it")
+            raise UserError("scripted experts need scene_obs, and this environment does not give it")
         geometry = scene_geometry(scene)
         robot, table = observation.state[ROBOT_OBS], observation.privileged[SCENE_OBS]
         blocks = {
