@@ -34,7 +34,7 @@ def error(policy: RoboFlamingo, batch: dict[str, torch.Tensor], sentence: str) -
     """Mean absolute error of the last frame's poses, in action units."""
     prediction = policy.predict(batch | {"instruction": [sentence] * len(batch["actions"])})
     inside = batch["action_mask"][:, -1]
-    return (prediction.pose[:, -1][inside] - policy.targets(batch)[:, -1][inside][:, :6]).abs().mean().item()
+    return (prediction["pose"][:, -1][inside] - policy.targets(batch)[:, -1][inside][:, :6]).abs().mean().item()
 
 
 def main() -> None:

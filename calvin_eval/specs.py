@@ -15,6 +15,7 @@ import numpy as np
 from calvin_eval.system.errors import UserError
 
 Kind: TypeAlias = Literal["continuous", "binary", "categorical"]
+Normalise: TypeAlias = Literal["none", "range", "deviation"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class ActionPart:
         one: what 1 stands for in the unit, for each number; none where it is 1.
         low: least command of a continuous part; None for no bound.
         high: greatest command, likewise.
+        normalise: which numbers of the training data centre and scale are made of: none; range, which lays the least
+            and the greatest at -1 and 1; deviation, mean and standard deviation.
         centre: normalisation of a continuous part's numbers: what is predicted is (command - centre) / scale. None
             where commands are predicted as they are. Training fills both in for the parts that need it.
         scale: likewise.
@@ -44,6 +47,7 @@ class ActionPart:
     one: tuple[float, ...] = ()
     low: float | None = None
     high: float | None = None
+    normalise: Normalise = "none"
     centre: tuple[float, ...] = ()
     scale: tuple[float, ...] = ()
 
@@ -56,6 +60,8 @@ class ActionPart:
             raise UserError(f"action part {self.name}: size must be at least 1 and choices at least 2")
         if self.kind != "continuous" and self.size != 1:
             raise UserError(f"action part {self.name}: a {self.kind} part is one number, not {self.size}")
+        if self.kind != "continuous" and (self.normalise != "none" or self.centre or self.scale):
+            raise UserError(f"action part {self.name}: a {self.kind} part cannot be normalised")
         if any(value <= 0 for value in (*self.one, *self.scale)):
             raise UserError(f"action part {self.name}: one and scale must be above 0")
         if self.low is not None and self.high is not None and self.low >= self.high:

@@ -10,10 +10,16 @@ from roboflamingo.backbone.config import BackboneConfig, CrossAttentionConfig, R
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.heads import HeadConfig
+from roboflamingo.heads.config import unused
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 
 SENTENCES = ("push the red block", "open the drawer now", "turn on the light")
+
+
+def head_config(kind: str, **wanted: Any) -> HeadConfig:
+    """A head with those of some values that its kind uses."""
+    return HeadConfig(kind=kind, **{name: value for name, value in wanted.items() if name not in unused(kind)})
 
 
 def small_config(**changes: Any) -> PolicyConfig:

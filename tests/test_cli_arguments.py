@@ -18,9 +18,10 @@ from roboflamingo.cli.demo_parts import DemoConfig
 from roboflamingo.cli.evaluate import EvaluateConfig
 from roboflamingo.cli.fields import keys_of, leaves, members
 from roboflamingo.cli.main import VERBS, main
-from roboflamingo.heads.base import USED_BY
+from roboflamingo.heads.config import BUILT_IN
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.weights.checkpoint import save_policy
+from roboflamingo.weights.presets import preset
 
 VERB_OF: dict[type, str] = {
     TrainConfig: "train", EvaluateConfig: "evaluate", CollectConfig: "collect", ConvertConfig: "convert",
@@ -85,7 +86,8 @@ def sensible(key: str, kind: Any) -> str:
     """A value that a key of this type can have, as it is typed."""
     special = {
         "settings.scenes": "ABC", "settings.validation_scene": "A", "scenes": "AB", "policy.backbone.preset": "tiny",
-        "settings.sentences": "enriched", "policy.head.kind": "gpt", "rounds": "[{episodes: 2, steps: 3}]",
+        "settings.sentences": "enriched", "policy.head.kind": "gpt",
+        "policy.action_parts": "[{name: move, kind: categorical, choices: 7}]", "rounds": "[{episodes: 2, steps: 3}]",
         "policy.statistics": "{force: {centre: [0.0], scale: [1.0]}}", "settings.episode.noise.burst_steps": "[2, 5]",
         "policy.static_size": "48", "policy.gripper_size": "48", "policy.backbone.vision.image_size": "48",
         "policy.backbone.vision.patch_size": "16", "policy.backbone.language.max_tokens": "20",
@@ -118,6 +120,7 @@ BESIDE = {
     "policy.backbone.lora.scale": {"policy.backbone.lora.language": "2"},
     "policy.backbone.lora.dropout": {"policy.backbone.lora.language": "2"},
     "policy.backbone.vision.patch_size": {"policy.backbone.vision.image_size": "32", "policy.static_size": "32"},
+    "policy.action_parts": {"policy.actions": "recorded"},
     "settings.scenes": {"settings.episodes": "9"}, "settings.videos": {"settings.chains": "5"},
 }  # fmt: skip
 """What else has to be given for a key to mean anything."""
@@ -134,7 +137,7 @@ def test_every_key_takes_a_sensible_value(config_class: type) -> None:
         value = dict(leaves(config))[key]
         if dataclasses.is_dataclass(next(iter(value.values()), None) if isinstance(value, dict) else None):
             continue  # statistics
-        assert (list(value) if isinstance(value, tuple) else value) == wanted or key == "rounds", key
+        assert (list(value) if isinstance(value, tuple) else value) == wanted or key in ("rounds", "policy.action_parts"), key
 
 
 # --- what wins ---------------------------------------------------------------------------------
@@ -315,16 +318,17 @@ def test_head_keys_in_a_file_count_where_they_differ_from_the_default(
     assert "policy.head.layers does nothing" in refused(capsys, "train", "--config", config)
 
 
-def test_a_presets_own_keys_are_no_mistake() -> None:
+def test_of_a_presets_head_another_kind_takes_what_it_uses() -> None:
     words = ("--policy.backbone.preset=mpt-1b", "--policy.head.kind=flow")
     config = train(*TRAIN[1:], *words)
-    assert config.policy.head.perceptrons == (1024, 512, 256)  # which flow does not use, and nobody typed
+    assert config.policy.head == preset("mpt-1b").head.as_kind("flow")
+    assert (config.policy.head.hidden, config.policy.head.layers, config.policy.head.perceptrons) == (1024, 4, ())
 
 
 def test_which_head_uses_what_is_known_of_every_head() -> None:
     from roboflamingo.heads import HEADS
 
-    assert {kind for kinds in USED_BY.values() for kind in kinds} == set(HEADS)
+    assert set(HEADS) == BUILT_IN
 
 
 def test_a_policy_key_beside_start_from_must_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -84,7 +84,7 @@ def test_joined_frames_act_on_the_window_so_far():
         window = [frames[max(0, last - back)] for back in (2, 1, 0)]
         batch = {name: x.transpose(0, 1) for name, x in controller._batch([[frame] for frame in window]).items()}
         expected = policy.predict(batch | {"instruction": [SENTENCES[0]]})
-        np.testing.assert_allclose(action[0, 0, :6], expected.pose[0, 0, 0], atol=1e-5)
+        np.testing.assert_allclose(action[0, 0, :6], expected["pose"][0, 0, 0], atol=1e-5)
 
 
 @torch.no_grad()

@@ -10,10 +10,11 @@ import torch
 from rich.console import Console
 
 from calvin_eval.calvin import calvin_observation
+from policies import head_config
 from roboflamingo.backbone.adapters import LoRAConfig
 from roboflamingo.backbone.config import CrossAttentionConfig
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.heads import HEADS, HeadConfig
+from roboflamingo.heads import HEADS
 from roboflamingo.policy.control import PolicyController
 from roboflamingo.training.config import ConfigError, DataConfig, TrainableConfig, TrainConfig
 from roboflamingo.training.datamodule import open_windows, with_statistics
@@ -63,7 +64,7 @@ def a_run(folder, dataset, head, fusion, trainable, state):
     vision = replace(base.vision, layers=1, stem=False)
     backbone = replace(base, fusion=fusion, vision=vision, language=LanguageConfig(width=16, layers=2, heads=2))
     backbone = replace(backbone, **changes)
-    config = HeadConfig(kind=head, hidden=16, attention_heads=2, sample_steps=2, bins=8)
+    config = head_config(head, hidden=16, attention_heads=2, sample_steps=2, bins=8)
     policy = tiny_policy(backbone=backbone, head=config, state=state, pooling="attention")
     config = tiny_run(folder, dataset, policy=policy, trainable=choice, max_steps=3, validation_windows=0)
     return replace(config, data=replace(config.data, stride=policy.chunk))  # so that E = K can show it the same windows

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from calvin_eval.calvin import CALVIN_ACTIONS
 from policies import SENTENCES, a_batch, small_config, small_policy
 from roboflamingo.heads import HeadConfig, build_head
 from roboflamingo.policy.inputs import AUXILIARY_SIZE, STATE_SIZES, auxiliary_targets, random_shift, state_vector
@@ -32,12 +33,14 @@ def test_the_loss_is_smooth_l1_plus_weighted_cross_entropy_plus_weighted_auxilia
     policy = small_policy()
     config, batch = policy.config, a_batch(policy.config)
     losses, prediction = policy.loss(batch), policy.predict(batch)
-    pose = torch.nn.functional.smooth_l1_loss(prediction.pose, batch["actions"][..., :6], beta=config.head.pose_beta)
+    pose = torch.nn.functional.smooth_l1_loss(
+        prediction["pose"], batch["actions"][..., :6], beta=config.head.continuous_beta
+    )
     target = (batch["actions"][..., 6] + 1) / 2
-    gripper = torch.nn.functional.binary_cross_entropy_with_logits(prediction.gripper_logits, target)
+    gripper = torch.nn.functional.binary_cross_entropy_with_logits(prediction["gripper"][..., 0], target)
     torch.testing.assert_close(losses["pose"], pose)
     torch.testing.assert_close(losses["gripper"], gripper)
-    total = pose + config.head.gripper_weight * gripper + config.auxiliary_weight * losses["auxiliary"]
+    total = pose + config.head.discrete_weight * gripper + config.auxiliary_weight * losses["auxiliary"]
     torch.testing.assert_close(losses["loss"], total)
 
 
@@ -63,9 +66,9 @@ def test_the_instruction_matters_and_frames_are_independent_before_the_head():
 def test_the_state_input_is_a_switch(state):
     policy = small_policy(state=state)
     batch = a_batch(policy.config)
-    before = policy.predict(batch).pose
+    before = policy.predict(batch)["pose"]
     batch["robot_obs"] = batch["robot_obs"] + 0.3
-    changed = not torch.allclose(before, policy.predict(batch).pose)
+    changed = not torch.allclose(before, policy.predict(batch)["pose"])
     assert changed == (state != "none")
     assert state_vector(batch["robot_obs"], state).shape[-1] == STATE_SIZES[state]
 
@@ -119,7 +122,7 @@ def test_the_vocabulary_is_taken_from_sentences_once():
 
 def test_an_unknown_head_is_refused_by_name():
     with pytest.raises(ValueError, match="'transformer' does not exist; choose one of bins, diffusion, flow, gpt"):
-        build_head(HeadConfig(kind="transformer"), 8, 2, 1)
+        build_head(HeadConfig(kind="transformer"), CALVIN_ACTIONS, 8, 2, 1)
 
 
 @pytest.mark.parametrize("kind", ["max", "mean", "attention"])

@@ -48,7 +48,7 @@ for head in ("lstm", "flow", "bins"):
     loss.backward()
     assert loss.isfinite() and policy.head.rnn.weight_ih_l0.grad.isfinite().all()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert policy.predict(a_batch(policy.config)).pose.isfinite().all()
+        assert policy.predict(a_batch(policy.config))["pose"].isfinite().all()
 run = tiny_run(Path("nowhere"), Path("nowhere"), precision="auto")
 assert settle(run, Console(quiet=True)).precision == "fp32"
 assert settle(replace(run, precision="bf16"), Console(quiet=True)).precision == "bf16"

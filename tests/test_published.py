@@ -158,7 +158,7 @@ def test_random_weights_of_a_published_model_need_no_file(published):
         "robot_obs": torch.zeros(1, 3, 15), "instruction": [SENTENCES[0]],
     }  # fmt: skip
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert policy.predict(batch).pose.std() > 0
+        assert policy.predict(batch)["pose"].std() > 0
 
 
 @pytest.mark.parametrize("problem", ["missing", "unexpected", "shape"])
@@ -285,8 +285,8 @@ def test_a_roboflamingo_checkpoint_becomes_the_policy_it_was(mpt, tmp_path, chun
             "robot_obs": torch.zeros(1, 3, 15), "instruction": [SENTENCES[0]],
         }
     )  # fmt: skip
-    torch.testing.assert_close(prediction.pose, expected[0], atol=1e-5, rtol=0)
-    torch.testing.assert_close(prediction.gripper_logits.sigmoid(), expected[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(prediction["pose"], expected[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(prediction["gripper"][..., 0].sigmoid(), expected[1], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("rows", [None, 12])

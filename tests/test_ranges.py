@@ -64,7 +64,7 @@ MAY_BE_ZERO = {
     "data.workers", "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.beta1",
     "optimizer.beta2", "trainable.cross_attention", "seed", "validation_windows", "min_delta", "policy.word_dropout",
     "policy.static_shift", "policy.gripper_shift", "policy.auxiliary_weight", "policy.head.dropout",
-    "policy.head.pose_beta", "policy.head.gripper_weight", "policy.backbone.adapter_width",
+    "policy.head.continuous_beta", "policy.head.discrete_weight", "policy.backbone.adapter_width",
     "policy.backbone.vision.layers", "policy.backbone.cross_attention.gate", "policy.backbone.lora.language",
     "policy.backbone.lora.vision", "policy.backbone.lora.dropout", "policy.statistics.centre", "settings.videos",
     "settings.seed", "settings.episode.noise.white", "settings.episode.noise.burst_rate",

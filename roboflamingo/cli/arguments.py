@@ -114,7 +114,7 @@ def parse_given(
         if _apply_preset(parser, values):
             values = _parsed(parser, config_class, files, texts, words)
         given = _given(parser, config_class, files, typed, values)
-        check_that_keys_act(given.config, given.typed, given.changed)
+        check_that_keys_act(given.config, given.typed)
     except UserError as error:
         fail(parser.prog, str(error), code=2)
     return given
@@ -213,6 +213,8 @@ def _keys_in(content: dict[str, Any], config_class: type) -> Iterator[str]:
 def _apply_preset(parser: ArgumentParser, values: Namespace) -> bool:
     """Makes the defaults those of the preset that the values name; False where there is nothing to change.
 
+    Of the preset's head, keys that another kind of head does not use are left out.
+
     Raises:
         UserError: there is no such preset.
     """
@@ -221,7 +223,9 @@ def _apply_preset(parser: ArgumentParser, values: Namespace) -> bool:
         return False
     from roboflamingo.weights.presets import preset
 
-    parser.set_defaults(dict(leaves(preset(name), "policy.")))
+    policy = preset(name)
+    policy = dataclasses.replace(policy, head=policy.head.as_kind(values.get("policy.head.kind")))
+    parser.set_defaults(dict(leaves(policy, "policy.")))
     return True
 
 

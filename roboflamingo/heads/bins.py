@@ -1,51 +1,36 @@
-"""Pose numbers as classes: every number's range is divided into bins."""
+"""Continuous numbers as classes: every number's range is divided into bins."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roboflamingo.heads.base import (
-    POSE,
-    Draws,
-    HeadConfig,
-    Prediction,
-    RegressionHead,
-    gripper_loss,
-    masked_mean,
-    register_head,
-)
+from calvin_eval.specs import ActionSpec
+from roboflamingo.heads.actions import Prediction
+from roboflamingo.heads.base import RegressionHead, register_head
+from roboflamingo.heads.config import HeadConfig
 from roboflamingo.heads.lstm import window_lstm
+from roboflamingo.heads.output import separate_parts
 
 
 @register_head("bins")
 class BinsHead(RegressionHead):
-    """A distribution over bins for each pose number of each action, after an LSTM; it acts by the likeliest bin.
+    """A distribution over bins for each continuous number of each action, after an LSTM; it acts by the likeliest bin.
 
-    As in RT-1 (Brohan et al. 2022, arXiv 2212.06817), but for the gripper, whose two commands are one logit.
+    As in RT-1 (Brohan et al. 2022, arXiv 2212.06817), but for binary parts, whose two commands are one logit.
     """
 
-    def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
-        super().__init__(config, features, chunk, window)
+    binned = True
+
+    def __init__(self, config: HeadConfig, spec: ActionSpec, features: int, chunk: int, window: int) -> None:
+        super().__init__(config, spec, features, chunk, window)
         self.rnn = window_lstm(config, features)
         self.hidden = nn.Linear(config.hidden, config.hidden)
-        self.pose = nn.Linear(config.hidden, chunk * POSE * config.bins)
-        self.gripper = nn.Linear(config.hidden, chunk)
-
-    def logits(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, T, D) -> bins (B, T, K, 6, bins) and gripper (B, T, K)."""
-        hidden = F.gelu(self.hidden(self.rnn(features)[0]))
-        return self.pose(hidden).unflatten(-1, (self.chunk, POSE, self.config.bins)), self.gripper(hidden)
+        self.parts = nn.ModuleDict(
+            {name: nn.Linear(config.hidden, chunk * parameters) for name, parameters in self.actions.parameters.items()}
+        )
 
     def forward(self, features: Tensor) -> Prediction:
-        """Features (B, T, D) -> the middle of the likeliest bins."""
-        pose, gripper = self.logits(features)
-        return Prediction((2 * pose.argmax(-1).to(pose.dtype) + 1) / self.config.bins - 1, gripper)
-
-    def loss(self, features: Tensor, actions: Tensor, mask: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
-        """Cross-entropy of the bins, and of the gripper; draws change nothing."""
-        pose, gripper = self.trained(*self.logits(features))
-        actions, mask = self.trained(actions, mask)
-        target = ((actions[..., :POSE] + 1) / 2 * self.config.bins).long().clamp(0, self.config.bins - 1)
-        error = F.cross_entropy(pose.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
-        return self.weighed(masked_mean(error.mean(-1), mask), gripper_loss(gripper, actions, mask))
+        """Features (B, T, D) -> a chunk at every frame."""
+        hidden = F.gelu(self.hidden(self.rnn(features)[0]))
+        return separate_parts(self.parts, hidden, self.actions, self.chunk)

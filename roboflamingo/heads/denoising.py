@@ -9,39 +9,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roboflamingo.heads.base import ACTION, POSE, Draws, Head, HeadConfig, Prediction, frame_at, masked_mean
+from calvin_eval.specs import ActionSpec
+from roboflamingo.heads.actions import Prediction, masked_mean
+from roboflamingo.heads.base import Draws, Head, frame_at
+from roboflamingo.heads.config import HeadConfig
 from roboflamingo.heads.lstm import window_lstm
 
 FREQUENCIES = 32
-LARGEST_COMMAND = 1 - 1e-4
-"""A gripper value that is turned into a logit stays this far inside (-1, 1)."""
 
 
 class DenoisingHead(Head):
-    """Base of the heads that turn noise (K, 7) into a chunk, given what an LSTM says about the window.
+    """Base of the heads that turn noise (K, C) into a chunk, given what an LSTM says about the window.
 
-    The gripper is one more number of an action here, -1 or 1 in the data.
+    Whole actions are denoised, as codes: of a binary part -1 or 1, of a categorical one such a number for each choice.
     """
 
     samples = True
 
-    def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
-        super().__init__(config, features, chunk, window)
+    def __init__(self, config: HeadConfig, spec: ActionSpec, features: int, chunk: int, window: int) -> None:
+        super().__init__(config, spec, features, chunk, window)
         self.rnn = window_lstm(config, features)
-        self.denoiser = ChunkDenoiser(config.hidden, config.denoiser_layers)
+        self.denoiser = ChunkDenoiser(self.actions.code_size, config.hidden, config.denoiser_layers)
 
     @abstractmethod
     def sample(self, context: Tensor, noise: Tensor) -> Tensor:
-        """Context (N, H) and noise (N, K, 7) -> chunks (N, K, 7)."""
+        """Context (N, H) and noise (N, K, C) -> chunks (N, K, C)."""
 
     @abstractmethod
     def errors(self, context: Tensor, chunks: Tensor, draws: Draws | None) -> Tensor:
-        """Context (N, H), clean chunks (N, K, 7) -> squared errors (N, K, 7) at noise levels.
+        """Context (N, H), clean chunks (N, K, C) -> squared errors (N, K, C) at noise levels.
 
         Args:
             context: what is known of the window.
-            chunks: the actions.
-            draws: noise (N, K, 7) and its level (N,); drawn anew where it is None.
+            chunks: codes of the actions.
+            draws: noise (N, K, C) and its level (N,); drawn anew where it is None.
         """
 
     def predict(self, features: Tensor, noise: Tensor | None = None, *, at: Tensor | None = None) -> Prediction:
@@ -49,24 +50,22 @@ class DenoisingHead(Head):
         context = frame_at(self.rnn(features)[0], at)
         frames = context.shape[:2]
         if noise is None:
-            noise = torch.randn(*frames, self.chunk, ACTION, device=context.device, dtype=context.dtype)
+            noise = torch.randn(*frames, self.chunk, self.actions.code_size, device=context.device, dtype=context.dtype)
         chunk = self.sample(context.flatten(0, 1), noise.flatten(0, 1)).unflatten(0, frames)
-        gripper = chunk[..., POSE].clamp(-LARGEST_COMMAND, LARGEST_COMMAND)
-        return Prediction(chunk[..., :POSE].clamp(-1, 1), 2 * gripper.atanh())
+        return self.actions.from_codes(chunk)
 
     def loss(self, features: Tensor, actions: Tensor, mask: Tensor, draws: Draws | None = None) -> dict[str, Tensor]:
-        """Mean squared error of what the denoiser predicts, and its share of pose and gripper."""
+        """Mean squared error of what the denoiser predicts, and of its numbers for each part."""
         context, actions, mask = self.trained(self.rnn(features)[0], actions, mask)
         mask = mask.flatten(0, 1)
         # The denoiser sees a chunk whole: what stands past the segment's end must not tell it anything.
-        chunks = actions.flatten(0, 1) * mask.unsqueeze(-1)
+        chunks = self.actions.codes(actions).flatten(0, 1) * mask.unsqueeze(-1)
         if draws is not None:
             draws = Draws(*(part.flatten(0, 1) for part in self.trained(*draws)))
         error = self.errors(context.flatten(0, 1), chunks, draws)
-        return {
-            "loss": masked_mean(error.mean(-1), mask),
-            "pose": masked_mean(error[..., :POSE].mean(-1), mask),
-            "gripper": masked_mean(error[..., POSE], mask),
+        of_parts = self.actions.code_parts(error)
+        return {"loss": masked_mean(error.mean(-1), mask)} | {
+            name: masked_mean(numbers.mean(-1), mask) for name, numbers in of_parts.items()
         }
 
 
@@ -74,23 +73,24 @@ class ChunkDenoiser(nn.Module):
     """Residual convolutions along a chunk, each scaled and shifted by context and noise level.
 
     Args:
+        size: C.
         width: H.
         layers: how many.
     """
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, size: int, width: int, layers: int) -> None:
         super().__init__()
         self.level = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.GELU(), nn.Linear(width, width))
-        self.input = nn.Linear(ACTION, width)
+        self.input = nn.Linear(size, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width, elementwise_affine=False) for _ in range(layers))
         self.modulations = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(layers))
         self.convolutions = nn.ModuleList(nn.Conv1d(width, width, 3, padding=1) for _ in range(layers))
         self.mixers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
-        self.output = nn.Linear(width, ACTION)
+        self.output = nn.Linear(width, size)
         nn.init.zeros_(self.output.weight)
 
     def forward(self, chunks: Tensor, level: Tensor, context: Tensor) -> Tensor:
-        """Noisy chunks (N, K, 7), noise level (N,) in [0, 1] and context (N, H) -> (N, K, 7)."""
+        """Noisy chunks (N, K, C), noise level (N,) in [0, 1] and context (N, H) -> (N, K, C)."""
         rates = torch.exp(torch.linspace(0.0, math.log(1000.0), FREQUENCIES, device=level.device))
         angles = level.float()[:, None] * rates
         condition = F.gelu(context + self.level(torch.cat([angles.sin(), angles.cos()], dim=-1).to(context.dtype)))

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from calvin_eval.specs import ActionSpec
 from calvin_eval.system.errors import MissingExtraError
-from roboflamingo.heads.base import Draws, HeadConfig, register_head
+from roboflamingo.heads.base import Draws, register_head
+from roboflamingo.heads.config import HeadConfig
 from roboflamingo.heads.denoising import DenoisingHead
 
 
@@ -18,10 +20,11 @@ class DiffusionHead(DenoisingHead):
 
     Raises:
         MissingExtraError: diffusers is not installed.
+        UserError: nobody knows how far a continuous part's numbers go.
     """
 
-    def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
-        super().__init__(config, features, chunk, window)
+    def __init__(self, config: HeadConfig, spec: ActionSpec, features: int, chunk: int, window: int) -> None:
+        super().__init__(config, spec, features, chunk, window)
         try:
             from diffusers import DDIMScheduler
         except ImportError as error:
@@ -29,13 +32,16 @@ class DiffusionHead(DenoisingHead):
                 "head.kind diffusion needs the diffusers package: pip install 'roboflamingo[diffusion]'"
             ) from error
         schedule: Any = DDIMScheduler(
-            num_train_timesteps=config.train_steps, beta_schedule="squaredcos_cap_v2", clip_sample=True
+            num_train_timesteps=config.train_steps,
+            beta_schedule="squaredcos_cap_v2",
+            clip_sample=True,
+            clip_sample_range=self.actions.reach("policy.head.kind diffusion needs the range of numbers"),
         )
         schedule.set_timesteps(config.sample_steps)
         self._schedule = schedule
 
     def sample(self, context: Tensor, noise: Tensor) -> Tensor:
-        """Context (N, H) and noise (N, K, 7) -> chunks (N, K, 7)."""
+        """Context (N, H) and noise (N, K, C) -> chunks (N, K, C)."""
         chunk = noise
         for step in self._schedule.timesteps.tolist():
             level = context.new_full((len(context),), step / self.config.train_steps)
@@ -43,7 +49,7 @@ class DiffusionHead(DenoisingHead):
         return chunk
 
     def errors(self, context: Tensor, chunks: Tensor, draws: Draws | None) -> Tensor:
-        """Squared errors (N, K, 7) of the noise at noise levels."""
+        """Squared errors (N, K, C) of the noise at noise levels."""
         if draws is None:
             noise = torch.randn_like(chunks)
             steps = torch.randint(self.config.train_steps, (len(chunks),), device=chunks.device)

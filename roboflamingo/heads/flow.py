@@ -14,7 +14,7 @@ class FlowHead(DenoisingHead):
     """The denoiser predicts the velocity chunk - noise; acting integrates it in `sample_steps` Euler steps."""
 
     def sample(self, context: Tensor, noise: Tensor) -> Tensor:
-        """Context (N, H) and noise (N, K, 7) -> chunks (N, K, 7)."""
+        """Context (N, H) and noise (N, K, C) -> chunks (N, K, C)."""
         steps, chunk = self.config.sample_steps, noise
         for step in range(steps):
             level = context.new_full((len(context),), step / steps)
@@ -22,7 +22,7 @@ class FlowHead(DenoisingHead):
         return chunk
 
     def errors(self, context: Tensor, chunks: Tensor, draws: Draws | None) -> Tensor:
-        """Squared errors (N, K, 7) of the velocity at points of the way."""
+        """Squared errors (N, K, C) of the velocity at points of the way."""
         if draws is None:
             noise = torch.randn_like(chunks)
             level = torch.rand(len(chunks), device=chunks.device, dtype=chunks.dtype)

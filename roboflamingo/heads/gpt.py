@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from calvin_eval.specs import ActionSpec
 from calvin_eval.system.errors import UserError
-from roboflamingo.heads.base import ChunkOutput, HeadConfig, Prediction, RegressionHead, register_head
+from roboflamingo.heads.actions import Prediction
+from roboflamingo.heads.base import RegressionHead, register_head
+from roboflamingo.heads.config import HeadConfig
+from roboflamingo.heads.output import ChunkOutput
 
 
 @register_head("gpt")
@@ -17,8 +21,8 @@ class GPTHead(RegressionHead):
         UserError: `hidden` is no multiple of `attention_heads`.
     """
 
-    def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
-        super().__init__(config, features, chunk, window)
+    def __init__(self, config: HeadConfig, spec: ActionSpec, features: int, chunk: int, window: int) -> None:
+        super().__init__(config, spec, features, chunk, window)
         if config.hidden % config.attention_heads:
             raise UserError(
                 f"policy.head.hidden {config.hidden} is no multiple of attention_heads {config.attention_heads}"
@@ -37,7 +41,7 @@ class GPTHead(RegressionHead):
         self.blocks = nn.TransformerEncoder(
             layer, config.layers, norm=nn.LayerNorm(config.hidden), enable_nested_tensor=False
         )
-        self.output = ChunkOutput(config.hidden, config, chunk)
+        self.output = ChunkOutput(config.hidden, config, self.actions, chunk)
 
     def forward(self, features: Tensor) -> Prediction:
         """Features (B, T, D) -> a chunk at every frame."""

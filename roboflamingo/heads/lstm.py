@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roboflamingo.heads.base import ChunkOutput, HeadConfig, Prediction, RegressionHead, register_head
+from calvin_eval.specs import ActionSpec
+from roboflamingo.heads.actions import Prediction
+from roboflamingo.heads.base import RegressionHead, register_head
+from roboflamingo.heads.config import HeadConfig
+from roboflamingo.heads.output import ChunkOutput
 
 
 class WindowLSTM(nn.LSTM):
@@ -51,10 +55,10 @@ class LSTMHead(RegressionHead):
     With `layers: 4, hidden: 1024, dropout: 0.1, perceptrons: [1024, 512, 256]` it is RoboFlamingo's.
     """
 
-    def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
-        super().__init__(config, features, chunk, window)
+    def __init__(self, config: HeadConfig, spec: ActionSpec, features: int, chunk: int, window: int) -> None:
+        super().__init__(config, spec, features, chunk, window)
         self.rnn = window_lstm(config, features)
-        self.output = ChunkOutput(config.hidden, config, chunk)
+        self.output = ChunkOutput(config.hidden, config, self.actions, chunk)
 
     def forward(self, features: Tensor) -> Prediction:
         """Features (B, T, D) -> a chunk at every frame."""

@@ -6,17 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roboflamingo.heads.base import ChunkOutput, HeadConfig, Prediction, RegressionHead, register_head
+from calvin_eval.specs import ActionSpec
+from roboflamingo.heads.actions import Prediction
+from roboflamingo.heads.base import RegressionHead, register_head
+from roboflamingo.heads.config import HeadConfig
+from roboflamingo.heads.output import ChunkOutput
 
 
 @register_head("mlp")
 class MLPHead(RegressionHead):
     """No history: the same perceptron at every frame."""
 
-    def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
-        super().__init__(config, features, chunk, window)
+    def __init__(self, config: HeadConfig, spec: ActionSpec, features: int, chunk: int, window: int) -> None:
+        super().__init__(config, spec, features, chunk, window)
         self.layer = nn.Linear(features, config.hidden)
-        self.output = ChunkOutput(config.hidden, config, chunk)
+        self.output = ChunkOutput(config.hidden, config, self.actions, chunk)
 
     def forward(self, features: Tensor) -> Prediction:
         """Features (B, T, D) -> a chunk at every frame."""
@@ -27,10 +31,10 @@ class MLPHead(RegressionHead):
 class MLPHistoryHead(RegressionHead):
     """At every frame a perceptron over it and the T - 1 frames before; before the first, the first is repeated."""
 
-    def __init__(self, config: HeadConfig, features: int, chunk: int, window: int) -> None:
-        super().__init__(config, features, chunk, window)
+    def __init__(self, config: HeadConfig, spec: ActionSpec, features: int, chunk: int, window: int) -> None:
+        super().__init__(config, spec, features, chunk, window)
         self.layer = nn.Linear(window * features, config.hidden)
-        self.output = ChunkOutput(config.hidden, config, chunk)
+        self.output = ChunkOutput(config.hidden, config, self.actions, chunk)
 
     def forward(self, features: Tensor) -> Prediction:
         """Features (B, T, D) -> a chunk at every frame."""

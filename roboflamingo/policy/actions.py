@@ -1,6 +1,7 @@
-"""Action spaces: what a head predicts, from recorded actions and back to commands.
+"""Action spaces: the actions that a head predicts, made from recorded ones and turned back into commands.
 
-Commands are CALVIN's relative actions (SPEC 1.4): numbers of 0.02 m and 0.05 rad in the world's frame, angles added
+What was recorded can be predicted as it is, for any robot. The other spaces are CALVIN's, where commands are
+relative actions (SPEC 1.4): numbers of 0.02 m and 0.05 rad in the world's frame, angles added
 to the tool's euler angles (R = Rz Ry Rx). Actions of a chunk all refer to the robot's state at the chunk's frame, so
 what was encoded is decoded exactly with what a controller knows. Shapes: ... any, K actions in a chunk.
 """
@@ -9,17 +10,19 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from calvin_eval.calvin import MAX_REL_ORN, MAX_REL_POS
+from calvin_eval.calvin import CALVIN_ACTIONS, MAX_REL_ORN, MAX_REL_POS
+from calvin_eval.specs import ActionPart, ActionSpec
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, FINITE, check_ranges
 
-ActionKind = Literal["relative", "absolute", "tcp_relative"]
+ActionKind = Literal["relative", "absolute", "tcp_relative", "recorded"]
 
 TOOL_TRANSLATION, TOOL_ROTATION = math.sqrt(3.0), 3.0
 """How long a relative translation and rotation can become along an axis of the tool, in units of theirs."""
@@ -52,22 +55,58 @@ class Statistics:
         return x * x.new_tensor(self.scale) + x.new_tensor(self.centre)
 
 
+SMALLEST_SCALE = 1e-6
+"""What changes less than that in the training data counts as constant."""
+
+
+def _with_sizes(one: tuple[float, ...]) -> ActionSpec:
+    """CALVIN's actions with another length and angle for 1 in each number of the pose."""
+    pose, gripper = CALVIN_ACTIONS.parts
+    return ActionSpec((replace(pose, one=one), gripper))
+
+
 class ActionSpace(ABC):
-    """How a head's numbers mean motion; each lies in [-1, 1], the gripper is -1 or 1 everywhere.
+    """The coordinates in which a head predicts actions.
+
+    CALVIN's change the pose, whose numbers lie in [-1, 1]; the gripper is -1 or 1 everywhere.
 
     Attributes:
-        units: what 1 stands for in each of the 6 numbers of a pose: 3 lengths (m), 3 angles (rad).
+        spec: what a predicted action is.
+        commands: what a command is.
     """
 
-    units: tuple[float, ...] = (MAX_REL_POS,) * 3 + (MAX_REL_ORN,) * 3
+    spec: ActionSpec = CALVIN_ACTIONS
+    commands: ActionSpec = CALVIN_ACTIONS
 
     @abstractmethod
     def encode(self, actions: Tensor, robot_obs: Tensor) -> Tensor:
-        """Recorded actions (..., K, 7), robot states (..., 15) -> numbers to predict (..., K, 7)."""
+        """Recorded actions (..., K, 7), robot states (..., 15) -> actions to predict (..., K, 7)."""
 
     @abstractmethod
     def decode(self, values: Tensor, robot_obs: Tensor) -> Tensor:
-        """Predicted numbers (..., K, 7), robot states (..., 15) -> relative commands (..., K, 7)."""
+        """Predicted actions (..., K, 7), robot states (..., 15) -> relative commands (..., K, 7).
+
+        What is predicted may be soft (see `roboflamingo.heads.Actions.soft`); what comes out then is so too.
+        """
+
+
+class Recorded(ActionSpace):
+    """The actions of any robot as they were recorded; what is normalised, their specification says.
+
+    Args:
+        spec: of the data set, with statistics for the parts that need them.
+    """
+
+    def __init__(self, spec: ActionSpec) -> None:
+        self.spec = self.commands = spec
+
+    def encode(self, actions: Tensor, robot_obs: Tensor) -> Tensor:
+        """Nothing changes."""
+        return actions
+
+    def decode(self, values: Tensor, robot_obs: Tensor) -> Tensor:
+        """Nothing changes."""
+        return values
 
 
 class Relative(ActionSpace):
@@ -88,7 +127,7 @@ class ToolRelative(ActionSpace):
     RoboFlamingo's conversion reads the angles in another order (R = Rx Ry Rz), which is not the tool's frame.
     """
 
-    units = (MAX_REL_POS * TOOL_TRANSLATION,) * 3 + (MAX_REL_ORN * TOOL_ROTATION,) * 3
+    spec = _with_sizes((MAX_REL_POS * TOOL_TRANSLATION,) * 3 + (MAX_REL_ORN * TOOL_ROTATION,) * 3)
 
     def encode(self, actions: Tensor, robot_obs: Tensor) -> Tensor:
         """World -> tool."""
@@ -118,7 +157,7 @@ class Absolute(ActionSpace):
 
     def __init__(self, statistics: Statistics) -> None:
         self._statistics = statistics
-        self.units = statistics.scale
+        self.spec = _with_sizes(statistics.scale)
 
     def encode(self, actions: Tensor, robot_obs: Tensor) -> Tensor:
         """Poses -> [-1, 1]."""
@@ -141,17 +180,55 @@ class Absolute(ActionSpace):
         return torch.cat([translation.clamp(-1, 1), rotation.clamp(-1, 1), poses[..., 6:]], dim=-1)
 
 
-def action_space(kind: ActionKind, statistics: Statistics | None = None) -> ActionSpace:
+def action_space(
+    kind: ActionKind, statistics: Statistics | None = None, parts: Sequence[ActionPart] = ()
+) -> ActionSpace:
     """The action space of that name.
 
+    Args:
+        kind: the name.
+        statistics: of absolute actions.
+        parts: of recorded actions.
+
     Raises:
-        ValueError: absolute actions without statistics.
+        UserError: absolute actions without statistics, or recorded ones without parts.
     """
     if kind == "absolute":
         if statistics is None:
-            raise ValueError("absolute actions need statistics: policy.statistics has no `actions`")
+            raise UserError("absolute actions need statistics: policy.statistics has no `actions`")
         return Absolute(statistics)
+    if kind == "recorded":
+        if not parts:
+            raise UserError("recorded actions need policy.action_parts; training takes them from the data set")
+        return Recorded(ActionSpec(tuple(parts)))
     return ToolRelative() if kind == "tcp_relative" else Relative()
+
+
+def with_action_statistics(spec: ActionSpec, actions: Tensor | None) -> ActionSpec:
+    """The same specification with centre and scale for the parts that are normalised by training data and have none.
+
+    A number that never changes is centred, and its scale is 1.
+
+    Args:
+        spec: of the recorded actions.
+        actions: all of them, (N, A); None for centre 0 and scale 1, which stand in until there are data.
+    """
+    parts = []
+    for part, place in zip(spec.parts, spec.slices().values(), strict=True):
+        if part.normalise == "none" or (part.centre and part.scale):
+            parts.append(part)
+            continue
+        if actions is None:
+            centre, scale = torch.zeros(part.size), torch.ones(part.size)
+        elif part.normalise == "range":
+            low, high = actions[:, place].double().aminmax(dim=0)
+            centre, scale = (low + high) / 2, (high - low) / 2
+        else:
+            numbers = actions[:, place].double()
+            centre, scale = numbers.mean(0), numbers.std(0, correction=0)
+        scale = torch.where(scale > SMALLEST_SCALE, scale, torch.ones_like(scale))
+        parts.append(replace(part, centre=tuple(centre.tolist()), scale=tuple(scale.tolist())))
+    return ActionSpec(tuple(parts))
 
 
 def pose_statistics(poses: Tensor) -> Statistics:
@@ -169,7 +246,7 @@ def pose_statistics(poses: Tensor) -> Statistics:
 def vector_statistics(values: Tensor) -> Statistics:
     """Mean and standard deviation of vectors (N, n); one that never changes is left as it is."""
     scale = values.std(0, correction=0)
-    scale = torch.where(scale > 1e-6, scale, torch.ones_like(scale))
+    scale = torch.where(scale > SMALLEST_SCALE, scale, torch.ones_like(scale))
     return Statistics(tuple(values.mean(0).tolist()), tuple(scale.tolist()))
 
 

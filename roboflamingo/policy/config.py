@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from calvin_eval.specs import ActionPart
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import AMOUNT, BELOW_ONE, COUNT, check_ranges
 from roboflamingo.backbone.config import BackboneConfig
@@ -40,7 +41,10 @@ class PolicyConfig:
         state: what of robot_obs the head reads: none; pose (tool pose and opening, its first 7 numbers); full
             (all 15, with joints and the last gripper command).
         vectors: further arrays of the data set's frames that the head reads, such as force or tactile features.
-        actions: relative ones as CALVIN has them, absolute poses, or tcp_relative: relative in the tool's frame.
+        actions: recorded as the data set has them, of any robot; or CALVIN's: relative ones, absolute poses, or
+            tcp_relative: relative in the tool's frame.
+        action_parts: what recorded actions are made of, and how each part is normalised. Training takes them from the
+            data set where none are given, and fills in their centre and scale.
         statistics: of `vectors`, and of `actions` where they are absolute. Training fills them in.
         auxiliary_weight: of the loss of a linear layer that predicts the table's and the robot's state from
             the visual tokens, in training only; 0 for none.
@@ -61,11 +65,12 @@ class PolicyConfig:
     state: Literal["none", "pose", "full"] = "pose"
     vectors: tuple[str, ...] = ()
     actions: ActionKind = "relative"
+    action_parts: tuple[ActionPart, ...] = ()
     statistics: dict[str, Statistics] = field(default_factory=dict)
     auxiliary_weight: float = 0.5
 
     def __post_init__(self) -> None:
-        self.vectors = tuple(self.vectors)
+        self.vectors, self.action_parts = tuple(self.vectors), tuple(self.action_parts)
         check_ranges(
             self,
             "policy",
@@ -79,6 +84,8 @@ class PolicyConfig:
             gripper_shift=AMOUNT,
             auxiliary_weight=AMOUNT,
         )
+        if self.action_parts and self.actions != "recorded":
+            raise UserError(f"policy.action_parts does nothing with policy.actions {self.actions}; it is of recorded")
         for name in ("static_size", "gripper_size"):
             size, patch = getattr(self, name), self.backbone.vision.patch_size
             if size % patch:

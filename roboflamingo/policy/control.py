@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calvin_eval.calvin import ACTION_SIZE, GRIPPER, ROBOT_OBS, STATIC
+from calvin_eval.calvin import GRIPPER, ROBOT_OBS, STATIC
 from calvin_eval.protocol import Observation, Policy
 from calvin_eval.system.errors import UserError
 from roboflamingo.backbone import Text
 from roboflamingo.backbone.flamingo import stack
 from roboflamingo.data.images import resize_image
+from roboflamingo.heads.actions import as_commands
 from roboflamingo.heads.base import frame_at
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.roboflamingo import RoboFlamingo
@@ -40,7 +41,7 @@ class EpisodeMemory:
         instruction: the sentence.
         frames: of the last observed frames, as many as windows to come need, (t, D) fused vectors; where fusion
             joins frames, visual tokens (t, R, Dv).
-        chunks: past predictions (K, 7) for the temporal ensemble, newest first.
+        chunks: past predictions (K, C), soft commands, for the temporal ensemble, newest first.
         step: predictions made so far.
         unseen: observations since the last prediction that the policy has yet to look at; see `watch`.
     """
@@ -126,7 +127,7 @@ class PolicyController(Policy):
     def act(
         self, observations: Sequence[Observation], memories: Sequence[EpisodeMemory]
     ) -> tuple[np.ndarray, list[EpisodeMemory]]:
-        """The next E actions of B episodes, (B, E, 7) float64.
+        """The next E actions of B episodes, (B, E, A) float64.
 
         Raises:
             UserError: an observation lacks a picture or a vector that the policy reads (names it), or the policy
@@ -167,7 +168,7 @@ class PolicyController(Policy):
         return self._give_away(chunks[: len(memories)], histories, memories)
 
     def _chunks(self, features: Tensor, at: Tensor, noise: Tensor | None, robot_obs: Tensor) -> np.ndarray:
-        """Features (B, T, D) and where their last frames are (B,) -> commands of whole chunks (B or more, K, 7)."""
+        """Features (B, T, D) and where their last frames are (B,) -> soft commands of chunks (B or more, K, C)."""
         rows = len(robot_obs) if self._rows is None else -(-len(robot_obs) // HEAD_ROWS) * HEAD_ROWS
         noise = None if noise is None else _filled(noise, rows)
         prediction = self.policy.head.predict(_filled(features, rows), noise, at=_filled(at, rows))
@@ -176,7 +177,7 @@ class PolicyController(Policy):
     def _give_away(
         self, chunks: np.ndarray, histories: Sequence[Tensor], memories: Sequence[EpisodeMemory]
     ) -> tuple[np.ndarray, list[EpisodeMemory]]:
-        """What of the chunks (B, K, 7) is executed, and what is remembered."""
+        """What of the chunks (B, K, C) is executed, and what is remembered."""
         kept = (self.policy.config.window - 1) * self._apart
         actions, after = [], []
         for memory, history, chunk in zip(memories, histories, chunks, strict=True):
@@ -184,7 +185,7 @@ class PolicyController(Policy):
             actions.append(chunk[: self.execute] if self.ensemble is None else self._mean(past)[None])
             frames = history[-kept:] if kept else None
             after.append(EpisodeMemory(memory.instruction, frames, past, memory.step + 1))
-        return _as_commands(np.stack(actions)), after
+        return as_commands(self.policy.action_space.commands, np.stack(actions)), after
 
     def _batch(self, shown: Sequence[Sequence[Observation]]) -> dict[str, Tensor]:
         """What episodes were shown since the last call, as the policy takes it: (B, n, ...), filled up behind."""
@@ -229,17 +230,17 @@ class PolicyController(Policy):
         return torch.stack(rows), torch.tensor(last, device=histories[0].device)
 
     def _noise(self, memories: Sequence[EpisodeMemory]) -> Tensor | None:
-        """Noise (B, 1, K, 7) for heads that sample, drawn by seed and step: an episode repeats itself exactly."""
+        """Noise (B, 1, K, C) for heads that sample, drawn by seed and step: an episode repeats itself exactly."""
         if not self.policy.head.samples:
             return None
-        rows = []
+        rows, shape = [], (1, self.policy.config.chunk, self.policy.head.actions.code_size)
         for memory in memories:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + memory.step)
-            rows.append(torch.randn(1, self.policy.config.chunk, ACTION_SIZE, generator=generator))
+            rows.append(torch.randn(shape, generator=generator))
         return torch.stack(rows).to(self._device)
 
     def _mean(self, past: Sequence[np.ndarray]) -> np.ndarray:
-        """What the past chunks, newest first, say about the present step, averaged: (7,)."""
+        """What the past chunks, newest first, say about the present step, averaged: (C,)."""
         assert self.ensemble is not None
         said = np.stack([chunk[age] for age, chunk in enumerate(past)])
         weights = np.exp(-self.ensemble * np.arange(len(past))[::-1])
@@ -249,11 +250,3 @@ class PolicyController(Policy):
 def _filled(x: Tensor, rows: int) -> Tensor:
     """So many rows, the missing ones copies of the first."""
     return x if len(x) >= rows else torch.cat([x, x[:1].expand(rows - len(x), *x.shape[1:])])
-
-
-def _as_commands(actions: np.ndarray) -> np.ndarray:
-    """Actions with poses in [-1, 1] and gripper entries of exactly -1 or 1."""
-    gripper = ACTION_SIZE - 1
-    actions[..., :gripper] = np.clip(actions[..., :gripper], -1.0, 1.0)
-    actions[..., gripper] = np.where(actions[..., gripper] > 0, 1.0, -1.0)
-    return actions

@@ -1,7 +1,8 @@
 """RoboFlamingo: frames and an instruction in, chunks of actions out.
 
 backbone -> one vector a frame (pooled hidden states, low-dimensional inputs) -> head. Shapes: B batch, T window,
-K chunk, D width. The module keeps nothing of an episode; `roboflamingo.policy.control` does, in explicit memory.
+K chunk, D width, A numbers in an action, C in its code. The module keeps nothing of an episode;
+`roboflamingo.policy.control` does, in explicit memory.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ class RoboFlamingo(nn.Module):
         self.backbone = Flamingo(config.backbone, tokenizer, empty=empty)
         self.pooling = Pooling(config.pooling, self.backbone.width)
         self.joins_window = config.backbone.fusion == "vit_concat"
-        self.head = build_head(config.head, config.features, config.chunk, 1 if self.joins_window else config.window)
+        self.action_space = action_space(config.actions, config.statistics.get("actions"), config.action_parts)
+        window = 1 if self.joins_window else config.window
+        self.head = build_head(config.head, self.action_space.spec, config.features, config.chunk, window)
         # Tokens of different frames look alike to the text but for these.
         self.frame_embedding: nn.Parameter | None = None
         if self.joins_window:
             self.frame_embedding = nn.Parameter(torch.zeros(config.window, 1, config.backbone.vision.width))
-        self.action_space = action_space(config.actions, config.statistics.get("actions"))
         self.auxiliary: nn.Linear | None = None
         if config.auxiliary_weight > 0:
             self.auxiliary = nn.Linear(self.backbone.visual_size, AUXILIARY_SIZE)
@@ -54,7 +56,7 @@ class RoboFlamingo(nn.Module):
 
         Args:
             batch: rgb_static (B, T, H, W, 3), rgb_gripper (B, T, h, w, 3) unless fusion is static_only,
-                robot_obs (B, T, 15), actions (B, T, K, 7), action_mask (B, T, K), frame_mask (B, T), instruction
+                robot_obs (B, T, 15), actions (B, T, K, A), action_mask (B, T, K), frame_mask (B, T), instruction
                 (B sentences); what `config.vectors` names (B, T, n); scene_obs (B, T, 24) for the auxiliary loss.
             draws: noise of heads that sample (see `Head.loss`), for every frame of the windows.
         """
@@ -79,7 +81,7 @@ class RoboFlamingo(nn.Module):
     def predict(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Prediction:
         """A chunk of actions at every frame of a batch (see `loss`); where fusion joins frames, at the last.
 
-        Heads that sample do so from noise (B, T, K, 7), drawn anew where it is None.
+        Heads that sample do so from noise (B, T, K, C), drawn anew where it is None.
         """
         if noise is not None and self.joins_window:
             noise = noise[:, -1:]
@@ -91,14 +93,15 @@ class RoboFlamingo(nn.Module):
         return self.fuse(media, self.low_dimensional(batch), self.read(batch["instruction"]))
 
     def targets(self, batch: Mapping[str, Any]) -> Tensor:
-        """What the head is to predict (B, T, K, 7)."""
+        """What the head is to predict (B, T, K, A)."""
         return self.action_space.encode(batch["actions"], batch["robot_obs"])
 
     def commands(self, prediction: Prediction, robot_obs: Tensor) -> Tensor:
-        """Relative actions (..., K, 7) from predictions at frames with robot states (..., 15); gripper in [-1, 1]."""
-        gripper = prediction.gripper_logits.sigmoid().mul(2).sub(1)
-        values = torch.cat([prediction.pose, gripper.unsqueeze(-1)], dim=-1)
-        return self.action_space.decode(values.double(), robot_obs.double())
+        """Soft commands (..., K, C) from predictions at frames with robot states (..., 15).
+
+        They can be averaged; `heads.actions.as_commands` makes commands of them.
+        """
+        return self.action_space.decode(self.head.actions.soft(prediction).double(), robot_obs.double())
 
     def see(self, static: Tensor, gripper: Tensor | None) -> Tensor:
         """Images (B, T, H, W, 3) and, unless fusion is static_only, (B, T, h, w, 3) uint8 -> tokens (B, T, R, Dv)."""

@@ -6,7 +6,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from roboflamingo.policy.actions import Statistics
+from calvin_eval.calvin import CALVIN_ACTIONS
+from calvin_eval.specs import ActionSpec
+from roboflamingo.policy.actions import Statistics, with_action_statistics
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.config import ConfigError, TrainConfig
@@ -75,6 +77,9 @@ def _with_stand_ins(policy: PolicyConfig) -> PolicyConfig:
     missing = {name: STAND_IN for name in policy.vectors if name not in policy.statistics}
     if policy.actions == "absolute" and "actions" not in policy.statistics:
         missing["actions"] = Statistics((0.0,) * 6, (1.0,) * 6)
+    if policy.actions == "recorded":
+        recorded = ActionSpec(policy.action_parts or CALVIN_ACTIONS.parts)
+        policy = replace(policy, action_parts=with_action_statistics(recorded, None).parts)
     return replace(policy, statistics=policy.statistics | missing).with_words(["word"])
 
 

@@ -13,6 +13,8 @@ from lightning.pytorch import LightningDataModule
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from calvin_eval.calvin import CALVIN_ACTIONS
+from calvin_eval.specs import ActionSpec
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.frames import PackSettings, vector_length
 from roboflamingo.data.packing import pack_all
@@ -20,7 +22,7 @@ from roboflamingo.data.sampling import BatchNumbers, WindowStream, held_out_numb
 from roboflamingo.data.split import folder_at, read_split
 from roboflamingo.data.store import read_sealed, write_sealed
 from roboflamingo.data.windows import Windows, to_tensors
-from roboflamingo.policy.actions import pose_statistics, vector_statistics
+from roboflamingo.policy.actions import pose_statistics, vector_statistics, with_action_statistics
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.training.config import ConfigError, TrainConfig
 
@@ -157,6 +159,10 @@ def with_statistics(policy: PolicyConfig, training: Windows) -> PolicyConfig:
     statistics = {name: vector_statistics(torch.from_numpy(training.column(name))) for name in missing}
     if policy.actions == "absolute" and "actions" not in policy.statistics:
         statistics["actions"] = pose_statistics(torch.from_numpy(training.column("actions")))
+    if policy.actions == "recorded":
+        recorded = ActionSpec(policy.action_parts or CALVIN_ACTIONS.parts)
+        recorded = with_action_statistics(recorded, torch.from_numpy(training.column("actions")))
+        policy = replace(policy, action_parts=recorded.parts)
     return replace(policy, statistics=policy.statistics | statistics)
 
 

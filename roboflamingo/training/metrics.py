@@ -3,8 +3,8 @@
 `metrics.jsonl` has a line for every logged step, with losses as the mean over the steps since the last line, and lr
 and grad_norm of that step alone:
     {"step", "epoch", "lr", "loss", "pose", "gripper", "auxiliary", "grad_norm", "frames_per_s", "elapsed_s"}
-and a line for every validation, with action errors in metres and radians (see `validation.py`):
-    {"step", "epoch", "elapsed_s", "val_loss", "val_translation_m", "val_rotation_rad", "val_gripper_accuracy", ...}
+and a line for every validation, with the errors of every part of an action in its units (see `validation.py`):
+    {"step", "epoch", "elapsed_s", "val_loss", "val_pose_m", "val_pose_rad", "val_gripper_accuracy", ...}
 """
 
 from __future__ import annotations

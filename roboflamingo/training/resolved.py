@@ -71,7 +71,12 @@ def check_same_config(config: TrainConfig, path: Path) -> None:
 def unused_keys(given: PolicyConfig, started: PolicyConfig) -> list[str]:
     """Keys of a policy that were set, as "policy.window = 4", and that another policy's values stand in for."""
     default, mine, theirs = (_flat(_plain(asdict(policy)), "policy.") for policy in (PolicyConfig(), given, started))
-    filled = ("policy.statistics.", "policy.backbone.language.words", "policy.stride")  # by training
+    filled = (
+        "policy.statistics.",
+        "policy.backbone.language.words",
+        "policy.stride",
+        "policy.action_parts",
+    )  # by training
     return [
         f"{key} = {value} ({theirs.get(key)} there)"
         for key, value in mine.items()

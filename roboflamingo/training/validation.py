@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from roboflamingo.data.windows import last_frames
 from roboflamingo.heads import Draws, Prediction
-from roboflamingo.heads.base import ACTION, frame_at
+from roboflamingo.heads.base import frame_at, prediction_at
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 
 
@@ -34,10 +34,10 @@ def validate(
         numbers: of every batch's windows, by which their noise is drawn; may be left out for heads that do not sample.
 
     Returns:
-        `val_` + every part of the loss, and of the last frame's predicted actions: `val_translation_m` and
-        `val_rotation_rad` (mean absolute error in metres and radians), `val_translation_error` and
-        `val_rotation_error` (the same in the head's numbers, whose unit depends on `policy.actions`; see
-        `ActionSpace.units`) and `val_gripper_accuracy` (share of right commands). Empty where there are no batches.
+        `val_` + every part of the loss, and of the last frame's likeliest actions for each of their parts: the mean
+        absolute error in each of its units as `val_pose_m`, `val_pose_rad`, or as `val_pose_error` where it has none;
+        for parts that are not continuous the share of right ones, `val_gripper_accuracy`. Empty where there are no
+        batches.
     """
     sums: dict[str, torch.Tensor] = {}
     draws = _draws(policy, numbers)
@@ -56,7 +56,7 @@ def validate(
             pair = torch.stack([t.double() for t in total])
             sums[name] = sums[name] + pair if name in sums else pair
     policy.train()
-    names = sorted(sums)
+    names = list(sums)
     if trainer.world_size > 1:
         names = trainer.strategy.broadcast(names)  # a process without a share has measured nothing
         zero = torch.zeros(2, dtype=torch.float64, device=trainer.strategy.root_device)
@@ -68,11 +68,11 @@ def _draws(policy: RoboFlamingo, numbers: Iterable[Sequence[int]]) -> list[Draws
     """What a head that samples draws for each batch, a pure function of the windows' numbers; None for others."""
     if not policy.head.samples:
         return None
-    frames, chunk = policy.config.window, policy.config.chunk
+    frames, shape = policy.config.window, (policy.config.chunk, policy.head.actions.code_size)
 
     def of_window(number: int) -> Draws:
         random = torch.Generator().manual_seed(number)
-        return Draws(torch.randn(frames, chunk, ACTION, generator=random), torch.rand(frames, generator=random))
+        return Draws(torch.randn(frames, *shape, generator=random), torch.rand(frames, generator=random))
 
     return [Draws(*(torch.stack(part) for part in zip(*map(of_window, batch), strict=True))) for batch in numbers]
 
@@ -83,17 +83,11 @@ def _action_errors(
     """Sum and count of each error over the actions that the last frame's chunk has within its segment."""
     last = last_frames(batch["frame_mask"])
     inside = frame_at(batch["action_mask"], last)[:, 0]  # (B, K)
-    action = frame_at(policy.targets(batch), last)[:, 0][inside]  # (n, 7)
-    at = last.clamp(max=prediction.pose.shape[1] - 1)  # where fusion joins frames there is one prediction a window
-    pose, gripper = frame_at(prediction.pose, at)[:, 0], frame_at(prediction.gripper_logits, at)[:, 0]
-    error = (pose[inside] - action[:, :6]).abs()
-    size = error * error.new_tensor(policy.action_space.units)
-    right = (gripper[inside] > 0) == (action[:, 6] > 0)
-    count = inside.sum()
+    action = frame_at(policy.targets(batch), last)[:, 0][inside]  # (n, A)
+    frames = min(parameters.shape[1] for parameters in prediction.values())
+    at = last.clamp(max=frames - 1)  # where fusion joins frames there is one prediction a window
+    said = {name: parameters[:, 0][inside] for name, parameters in prediction_at(prediction, at).items()}
     return {
-        "val_translation_error": (error[:, :3].sum(), 3 * count),
-        "val_rotation_error": (error[:, 3:].sum(), 3 * count),
-        "val_translation_m": (size[:, :3].sum(), 3 * count),
-        "val_rotation_rad": (size[:, 3:].sum(), 3 * count),
-        "val_gripper_accuracy": (right.sum(), count),
+        f"val_{name}": (error.sum(), torch.tensor(error.numel(), device=error.device))
+        for name, error in policy.head.actions.errors(said, action).items()
     }

@@ -107,18 +107,17 @@ def described(tensors: Mapping[str, Tensor], config: PolicyConfig, kind: str) ->
         ValueError: the head is not RoboFlamingo's LSTM, or tensors contradict each other.
         KeyError: a tensor that says a size is missing.
     """
-    if "head.rnn.weight_hh_l0" not in tensors or "head.output.gripper.0.weight" not in tensors:
+    if "head.rnn.weight_hh_l0" not in tensors or "head.output.parts.gripper.0.weight" not in tensors:
         raise ValueError("of RoboFlamingo's heads the LSTM can be converted; this checkpoint has another, or a part")
     linear = sorted(
         (int(match[1]), len(tensor))
         for name, tensor in tensors.items()
-        if (match := re.fullmatch(r"head\.output\.gripper\.(\d+)\.weight", name))
+        if (match := re.fullmatch(r"head\.output\.parts\.gripper\.(\d+)\.weight", name))
     )
     widths = [width for _, width in linear]
     hidden = tensors["head.rnn.weight_hh_l0"].shape[1]
     head = replace(
-        config.head,
-        kind="lstm",
+        config.head.as_kind("lstm"),
         hidden=hidden,
         layers=sum(name.startswith("head.rnn.weight_hh_l") for name in tensors),
         perceptrons=tuple(widths[:-1]),

@@ -25,8 +25,8 @@ SHOWN = 20
 
 _HEAD_NAMES = {
     "lm_head.rnn.": "head.rnn.",
-    "lm_head.actions.mlp.": "head.output.pose.",
-    "lm_head.gripper.mlp.": "head.output.gripper.",
+    "lm_head.actions.mlp.": "head.output.parts.pose.",
+    "lm_head.gripper.mlp.": "head.output.parts.gripper.",
 }
 """Beginnings of the names of RoboFlamingo's LSTM head, and of ours."""
 

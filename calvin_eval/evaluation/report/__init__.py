@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
@@ -58,7 +57,7 @@ def write_report(
     evaluations = by_horizon(evaluations)
     lines = read_metrics(*([] if metrics is None else [metrics] if isinstance(metrics, Path) else metrics))
     drawings = {
-        "curves": plots.learning_curves(lines, _actions(recipe)) if lines else None,
+        "curves": plots.learning_curves(lines) if lines else None,
         "rates": plots.success_rates(evaluations),
         "execute": plots.length_against_execute(evaluations),
         "tasks": plots.per_task(evaluations),
@@ -145,17 +144,6 @@ def print_table(evaluations: Mapping[str, Results], console: Console | None = No
     for reason, labels in reasons.items():
         who = "" if len(labels) == len(evaluations) else f" ({', '.join(labels)})"
         console.print(f"* not the official protocol{who}: {reason}", highlight=False, markup=False)
-
-
-def _actions(recipe: str) -> str | None:
-    """The kind of actions that a training's configuration names; None where it does not."""
-    try:
-        config = yaml.safe_load(recipe)
-    except yaml.YAMLError:
-        return None
-    policy = config.get("policy") if isinstance(config, dict) else None
-    kind = policy.get("actions") if isinstance(policy, dict) else None
-    return kind if isinstance(kind, str) else None
 
 
 def _encodable(text: str) -> str:

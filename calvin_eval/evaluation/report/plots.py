@@ -19,23 +19,21 @@ INK, QUIET, GRID = "#1f2933", "#7b8794", "#e4e7eb"
 COLOURS = ("#2f6fde", "#e07a2f", "#3a9d6e", "#9a5bd0", "#c8434f", "#17a2b8", "#8c6d46", "#d66bb0", "#6b7280", "#a3b02c")
 LARGEST = 1e30
 """What is beyond is left out of curves: no loss, and nothing that axes can be made for."""
-ACTION_UNITS = {
-    "relative": "1 = 0.02 m or 0.05 rad",
-    "tcp_relative": "1 = 0.035 m or 0.15 rad along the tool's axes",
-    "absolute": "1 = half the range of the training data",
-}
-"""What an error of 1 is in each kind of actions (`roboflamingo.policy.actions`)."""
+SHOWN_AS = {"m": ("mm", 1000.0), "rad": ("degrees", 180 / np.pi), "error": ("its own unit", 1.0)}
+"""Units of held-out errors that are drawn as others, and what they are multiplied with."""
+NO_LOSS = ("step", "epoch", "elapsed_s", "lr", "loss", "grad_norm", "frames_per_s")
+"""What else a training logs at a step."""
 
 
-def learning_curves(lines: Sequence[Mapping[str, Any]], actions: str | None = None) -> str:
+def learning_curves(lines: Sequence[Mapping[str, Any]]) -> str:
     """Training losses and held-out errors over training time.
 
     Args:
         lines: of metrics.jsonl.
-        actions: what kind of actions the errors are of; None where that is not known.
     """
     figure, (left, right) = _figure(2, (9.6, 3.2))
-    for index, name in enumerate(("pose", "gripper", "auxiliary")):
+    losses = _losses(lines)
+    for index, name in enumerate(losses):
         minutes, values = _points(lines, name)
         if len(values):
             left.plot(minutes, _smooth(values), color=COLOURS[index], label=name, linewidth=1.4)
@@ -44,12 +42,11 @@ def learning_curves(lines: Sequence[Mapping[str, Any]], actions: str | None = No
             left.plot(minutes, values, "o", color=COLOURS[index], markersize=4, label=f"{name}, held out")
     left.set_yscale("log")
     left.set_title("loss", loc="left")
-    title, errors = _action_errors(lines, actions)
-    for index, (label, name, factor) in enumerate(errors):
+    for index, (label, name, factor) in enumerate(_action_errors(lines, losses)):
         minutes, values = _points(lines, name)
         if len(values):
             right.plot(minutes, factor * values, "o-", color=COLOURS[index], label=label, markersize=4)
-    right.set_title(title, loc="left")
+    right.set_title("held-out action error", loc="left")
     right.set_ylim(bottom=0)
     for axes in (left, right):
         axes.set_xlabel("minutes of training")
@@ -69,20 +66,22 @@ def _points(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, 
     return minutes, values
 
 
-def _action_errors(lines: Sequence[Mapping[str, Any]], actions: str | None) -> tuple[str, list[tuple[str, str, float]]]:
-    """A title, and label, key and factor of both held-out errors: in mm and degrees where the training logged metres.
+def _losses(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The parts of the loss, as many as there are colours: of each part of an action, and others."""
+    names = dict.fromkeys(name for line in lines for name in line if not name.startswith("val_"))
+    return [name for name in names if name not in NO_LOSS][: len(COLOURS)]
 
-    Older trainings logged the head's numbers, whose unit depends on the kind of actions.
-    """
-    if any("val_translation_m" in line for line in lines):
-        keys = [
-            ("translation, mm", "val_translation_m", 1000.0),
-            ("rotation, degrees", "val_rotation_rad", 180 / np.pi),
-        ]
-        return "held-out action error (mm and degrees)", keys
-    unit = ACTION_UNITS.get(actions or "", "in the policy's own action units")
-    keys = [(name, f"val_{name}_error", 1.0) for name in ("translation", "rotation")]
-    return f"held-out action error ({unit})", keys
+
+def _action_errors(lines: Sequence[Mapping[str, Any]], losses: Sequence[str]) -> list[tuple[str, str, float]]:
+    """Label, key and factor of the held-out errors of each part of an action; keys are val_PART_UNIT."""
+    found = {}
+    for key in dict.fromkeys(key for line in lines for key in line):
+        for part in losses:
+            unit = key.removeprefix(f"val_{part}_")
+            if unit not in (key, "accuracy"):
+                shown, factor = SHOWN_AS.get(unit, (unit.replace("_per_", "/"), 1.0))
+                found[key] = (f"{part}, {shown}", key, factor)
+    return list(found.values())[: len(COLOURS)]
 
 
 def success_rates(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
