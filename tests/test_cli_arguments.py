@@ -137,7 +137,8 @@ def test_every_key_takes_a_sensible_value(config_class: type) -> None:
         value = dict(leaves(config))[key]
         if dataclasses.is_dataclass(next(iter(value.values()), None) if isinstance(value, dict) else None):
             continue  # statistics
-        assert (list(value) if isinstance(value, tuple) else value) == wanted or key in ("rounds", "policy.action_parts"), key
+        if key not in ("rounds", "policy.action_parts"):
+            assert (list(value) if isinstance(value, tuple) else value) == wanted, key
 
 
 # --- what wins ---------------------------------------------------------------------------------

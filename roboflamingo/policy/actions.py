@@ -23,6 +23,8 @@ from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, FINITE, check_ranges
 
 ActionKind = Literal["relative", "absolute", "tcp_relative", "recorded"]
+NEED_ROBOT_OBS: tuple[ActionKind, ...] = ("absolute", "tcp_relative")
+"""Kinds whose commands depend on CALVIN's robot_obs."""
 
 TOOL_TRANSLATION, TOOL_ROTATION = math.sqrt(3.0), 3.0
 """How long a relative translation and rotation can become along an axis of the tool, in units of theirs."""
@@ -79,12 +81,15 @@ class ActionSpace(ABC):
     commands: ActionSpec = CALVIN_ACTIONS
 
     @abstractmethod
-    def encode(self, actions: Tensor, robot_obs: Tensor) -> Tensor:
-        """Recorded actions (..., K, 7), robot states (..., 15) -> actions to predict (..., K, 7)."""
+    def encode(self, actions: Tensor, robot_obs: Tensor | None) -> Tensor:
+        """Recorded actions (..., K, A), CALVIN's robot states (..., 15) -> actions to predict (..., K, A).
+
+        The kinds in `NEED_ROBOT_OBS` need the states.
+        """
 
     @abstractmethod
-    def decode(self, values: Tensor, robot_obs: Tensor) -> Tensor:
-        """Predicted actions (..., K, 7), robot states (..., 15) -> relative commands (..., K, 7).
+    def decode(self, values: Tensor, robot_obs: Tensor | None) -> Tensor:
+        """Predicted actions (..., K, A), CALVIN's robot states (..., 15) -> commands (..., K, A).
 
         What is predicted may be soft (see `roboflamingo.heads.Actions.soft`); what comes out then is so too.
         """
@@ -100,11 +105,11 @@ class Recorded(ActionSpace):
     def __init__(self, spec: ActionSpec) -> None:
         self.spec = self.commands = spec
 
-    def encode(self, actions: Tensor, robot_obs: Tensor) -> Tensor:
+    def encode(self, actions: Tensor, robot_obs: Tensor | None) -> Tensor:
         """Nothing changes."""
         return actions
 
-    def decode(self, values: Tensor, robot_obs: Tensor) -> Tensor:
+    def decode(self, values: Tensor, robot_obs: Tensor | None) -> Tensor:
         """Nothing changes."""
         return values
 
@@ -112,11 +117,11 @@ class Recorded(ActionSpace):
 class Relative(ActionSpace):
     """CALVIN's relative actions as they are."""
 
-    def encode(self, actions: Tensor, robot_obs: Tensor) -> Tensor:
+    def encode(self, actions: Tensor, robot_obs: Tensor | None) -> Tensor:
         """Nothing changes."""
         return actions
 
-    def decode(self, values: Tensor, robot_obs: Tensor) -> Tensor:
+    def decode(self, values: Tensor, robot_obs: Tensor | None) -> Tensor:
         """Nothing changes."""
         return values
 
@@ -129,18 +134,18 @@ class ToolRelative(ActionSpace):
 
     spec = _with_sizes((MAX_REL_POS * TOOL_TRANSLATION,) * 3 + (MAX_REL_ORN * TOOL_ROTATION,) * 3)
 
-    def encode(self, actions: Tensor, robot_obs: Tensor) -> Tensor:
+    def encode(self, actions: Tensor, robot_obs: Tensor | None) -> Tensor:
         """World -> tool."""
-        angles = robot_obs[..., None, 3:6].expand_as(actions[..., 3:6])
+        angles = _needed(robot_obs)[..., None, 3:6].expand_as(actions[..., 3:6])
         tool = euler_to_matrix(angles)
         translation = (tool.mT @ actions[..., :3, None]).squeeze(-1) / TOOL_TRANSLATION
         turned = tool.mT @ euler_to_matrix(angles + MAX_REL_ORN * actions[..., 3:6])
         rotation = matrix_to_euler(turned) / (MAX_REL_ORN * TOOL_ROTATION)
         return torch.cat([translation, rotation, actions[..., 6:]], dim=-1)
 
-    def decode(self, values: Tensor, robot_obs: Tensor) -> Tensor:
+    def decode(self, values: Tensor, robot_obs: Tensor | None) -> Tensor:
         """Tool -> world."""
-        angles = robot_obs[..., None, 3:6].expand_as(values[..., 3:6])
+        angles = _needed(robot_obs)[..., None, 3:6].expand_as(values[..., 3:6])
         tool = euler_to_matrix(angles)
         translation = (tool @ (TOOL_TRANSLATION * values[..., :3, None])).squeeze(-1)
         turned = tool @ euler_to_matrix(MAX_REL_ORN * TOOL_ROTATION * values[..., 3:6])
@@ -159,7 +164,7 @@ class Absolute(ActionSpace):
         self._statistics = statistics
         self.spec = _with_sizes(statistics.scale)
 
-    def encode(self, actions: Tensor, robot_obs: Tensor) -> Tensor:
+    def encode(self, actions: Tensor, robot_obs: Tensor | None) -> Tensor:
         """Poses -> [-1, 1]."""
         centre = actions.new_tensor(self._statistics.centre)
         away = actions[..., :6] - centre
@@ -171,10 +176,10 @@ class Absolute(ActionSpace):
         pose = self._statistics.restore(values[..., :6])
         return torch.cat([pose[..., :3], wrap(pose[..., 3:]), values[..., 6:]], dim=-1)
 
-    def decode(self, values: Tensor, robot_obs: Tensor) -> Tensor:
+    def decode(self, values: Tensor, robot_obs: Tensor | None) -> Tensor:
         """The way from each pose of the chunk to the next, the first from where the tool is, as far as commands go."""
         poses = self.poses(values)
-        before = torch.cat([robot_obs[..., None, :6], poses[..., :-1, :6]], dim=-2)
+        before = torch.cat([_needed(robot_obs)[..., None, :6], poses[..., :-1, :6]], dim=-2)
         translation = (poses[..., :3] - before[..., :3]) / MAX_REL_POS
         rotation = wrap(poses[..., 3:6] - before[..., 3:]) / MAX_REL_ORN
         return torch.cat([translation.clamp(-1, 1), rotation.clamp(-1, 1), poses[..., 6:]], dim=-1)
@@ -248,6 +253,12 @@ def vector_statistics(values: Tensor) -> Statistics:
     scale = values.std(0, correction=0)
     scale = torch.where(scale > SMALLEST_SCALE, scale, torch.ones_like(scale))
     return Statistics(tuple(values.mean(0).tolist()), tuple(scale.tolist()))
+
+
+def _needed(robot_obs: Tensor | None) -> Tensor:
+    if robot_obs is None:
+        raise UserError("policy.actions absolute and tcp_relative need CALVIN's robot_obs, and there is none")
+    return robot_obs
 
 
 def wrap(angles: Tensor) -> Tensor:
