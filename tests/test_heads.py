@@ -183,7 +183,7 @@ def test_perceptrons_after_the_lstm_are_one_a_part_with_the_widths_asked_for():
 
 # --- what was before actions had a specification --------------------------------------------------
 
-BEFORE = json.loads((Path(__file__).parent / "heads_before.json").read_text())
+BEFORE = json.loads((Path(__file__).parent / "data/heads_before.json").read_text())
 """Weights, losses and predictions of CALVIN's actions, written by the code of before."""
 
 
