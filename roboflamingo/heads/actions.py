@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from calvin_eval.specs import ActionSpec
+from calvin_eval.specs import ActionPart, ActionSpec
 from calvin_eval.system.errors import UserError
 from roboflamingo.heads.config import HeadConfig
-from roboflamingo.heads.parts import ContinuousPart, Part, part_model
+from roboflamingo.heads.continuous import BinnedPart, ContinuousPart
+from roboflamingo.heads.parts import BinaryPart, CategoricalPart, Part
 
 Prediction: TypeAlias = dict[str, Tensor]
 """The parameters of every part of an action by its name, (B, T, K, P) for a chunk at every frame of a window."""
@@ -168,6 +169,24 @@ class Actions:
 
     def _joined(self, of_part: Callable[[str, Part], Tensor]) -> Tensor:
         return torch.cat([of_part(name, part) for name, part in self.parts.items()], dim=-1)
+
+
+def part_model(part: ActionPart, config: HeadConfig, *, binned: bool = False) -> Part:
+    """How a head predicts a part.
+
+    Args:
+        part: of a specification.
+        config: the head's.
+        binned: continuous numbers as classes.
+
+    Raises:
+        UserError: statistics are missing, or bins of a range that is not known.
+    """
+    if part.kind == "binary":
+        return BinaryPart(part)
+    if part.kind == "categorical":
+        return CategoricalPart(part)
+    return (BinnedPart if binned else ContinuousPart)(part, config)
 
 
 def as_commands(spec: ActionSpec, soft: np.ndarray) -> np.ndarray:
