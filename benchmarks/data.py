@@ -58,7 +58,9 @@ def main() -> None:
         config = PolicyConfig()
         split = options.data / "training"
         started = time.perf_counter()
-        packed = pack(split, Path(scratch) / "packed", PackSettings(config.static_size, config.gripper_size))
+        packed = pack(
+            split, Path(scratch) / "packed", PackSettings(*(camera.size for camera in config.cameras.values()))
+        )
         seconds = time.perf_counter() - started
         files = sorted(split.glob("episode_*.npz"))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,11 +27,11 @@ from transformers import MptForCausalLM
 
 from calvin_eval.system.machine import cores
 from roboflamingo.backbone.config import PRESETS, BackboneConfig, CrossAttentionConfig, ResamplerConfig
+from roboflamingo.backbone.encoders import VisionConfig
 from roboflamingo.backbone.flamingo import Flamingo, Text
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.heads import HeadConfig
-from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.config import PolicyConfig, calvin_cameras
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.precision import computes_in_bf16
 from roboflamingo.weights.making import make_policy
@@ -57,8 +57,7 @@ def small_policy(vocabulary: int = MPT_VOCABULARY) -> PolicyConfig:
         head=HeadConfig(hidden=128, layers=4, dropout=0.0),
         window=12,
         chunk=1,
-        static_size=112,
-        gripper_size=112,
+        cameras=calvin_cameras(112, 112),
     )
 
 
@@ -99,7 +98,8 @@ def policy_for(config: PolicyConfig, switches: Collection[str], *, half: bool) -
         half: frozen matrices are stored as bf16.
     """
     torch.manual_seed(0)
-    changed = replace(config, static_shift=0, gripper_shift=0, auxiliary_weight=0.0)
+    still = {name: replace(camera, shift=0) for name, camera in config.cameras.items()}
+    changed = replace(config, cameras=still, auxiliary_weight=0.0)
     policy = make_policy(changed.with_words(SENTENCES), half=half)
     if switches:
         policy.backbone = ReferenceFlamingo(policy.backbone, switches)  # type: ignore[assignment]
@@ -121,23 +121,24 @@ class ReferenceFlamingo(nn.Module):
         self.ours, self._switches = ours, switches
         self._pixels: dict[int, Tensor] = {}
         self.width, self.visual_size, self.instructions = ours.width, ours.visual_size, ours.instructions
+        self.cameras = ours.cameras
         if "cameras" in switches:
             self.their_vision_encoder = _their_vision_encoder(ours)
         if "attention" in switches:
             ours.perceiver = _their_resampler(ours.perceiver, ours.config)  # type: ignore[assignment]
-            if ours.perceiver_gripper is not None:
-                ours.perceiver_gripper = _their_resampler(ours.perceiver_gripper, ours.config)  # type: ignore[assignment]
+            for number, further in enumerate(ours.perceiver_further):
+                ours.perceiver_further[number] = _their_resampler(further, ours.config)  # type: ignore[arg-type]
         if "language" in switches:
             self.theirs = _their_language_model(ours)
 
-    def see(self, static: Tensor, gripper: Tensor) -> Tensor:
-        """Images (N, H, W, 3) and (N, h, w, 3) uint8 -> visual tokens (N, R, Dv)."""
+    def see(self, images: Sequence[Tensor]) -> Tensor:
+        """Images (N, H, W, 3) uint8 of both cameras -> visual tokens (N, R, Dv)."""
         ours = self.ours
         if "cameras" in self._switches:
-            seen = [self._encoded(0, static), self._encoded(1, gripper)]
+            seen = [self._encoded(camera, each) for camera, each in enumerate(images)]
         else:
-            seen = list(ours.vision_encoder(torch.cat([static, gripper])).chunk(2))
-        resamplers = (ours.perceiver, ours.perceiver_gripper or ours.perceiver)
+            seen = list(ours.vision_encoder(torch.cat(list(images))).chunk(len(images)))
+        resamplers = (ours.perceiver, *(ours.perceiver_further or [ours.perceiver]))
         if "attention" in self._switches:  # theirs want media and frames apart, (N, 1, 1, V, D)
             tokens = [resample(x[:, None, None])[:, 0] for resample, x in zip(resamplers, seen, strict=True)]
         else:

@@ -69,8 +69,7 @@ def make_batch(config: PolicyConfig, size: int, device: str) -> dict[str, Any]:
     actions = torch.rand(*shape, config.chunk, 7, generator=random) * 2 - 1
     actions[..., 6] = actions[..., 6].sign()
     batch = {
-        "rgb_static": images(config.static_size),
-        "rgb_gripper": images(config.gripper_size),
+        **{name: images(config.cameras[name].size) for name in config.seen},
         "robot_obs": torch.rand(*shape, 15, generator=random),
         "actions": actions,
         "action_mask": torch.ones(*shape, config.chunk, dtype=torch.bool),

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from roboflamingo.backbone.config import BackboneConfig, CrossAttentionConfig, ResamplerConfig
+from roboflamingo.backbone.encoders import VisionConfig
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.heads import HeadConfig
 from roboflamingo.heads.config import unused
-from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.config import PolicyConfig, calvin_cameras
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 
 SENTENCES = ("push the red block", "open the drawer now", "turn on the light")
@@ -31,8 +31,8 @@ def small_config(**changes: Any) -> PolicyConfig:
         cross_attention=CrossAttentionConfig(heads=2, head_width=8),
     )
     values = {
-        "backbone": backbone, "head": HeadConfig(hidden=32), "window": 3, "chunk": 4, "static_size": 32,
-        "gripper_size": 32, "static_shift": 2, "gripper_shift": 2,
+        "backbone": backbone, "head": HeadConfig(hidden=32), "window": 3, "chunk": 4,
+        "cameras": calvin_cameras(32, 32, 2, 2),
     } | changes  # fmt: skip
     return PolicyConfig(**values).with_words(SENTENCES)
 
@@ -62,8 +62,7 @@ def a_batch(config: PolicyConfig, batch: int = 2, seed: int = 0) -> dict[str, An
     actions = torch.rand(*shape, chunk, 7, generator=random) * 2 - 1
     actions[..., 6] = actions[..., 6].sign()
     return {
-        "rgb_static": images(config.static_size),
-        "rgb_gripper": images(config.gripper_size),
+        **{name: images(camera.size) for name, camera in config.cameras.items()},
         "robot_obs": torch.rand(*shape, 15, generator=random),
         "scene_obs": torch.rand(*shape, 24, generator=random),
         "actions": actions,

@@ -20,7 +20,7 @@ from roboflamingo.backbone.config import BackboneConfig, CrossAttentionConfig, R
 from roboflamingo.backbone.language import LanguageConfig, with_special_tokens
 from roboflamingo.backbone.vision import CLIP_MEAN, CLIP_STD, VisionConfig
 from roboflamingo.heads import HeadConfig
-from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.config import PolicyConfig, calvin_cameras
 
 WIDTH, LAYERS, HEADS, EVERY = 32, 4, 4, 2
 VISION = VisionConfig(image_size=28, patch_size=14, width=32, layers=1, heads=2, stem=False)
@@ -81,8 +81,8 @@ class Published:
             cross_attention=CrossAttentionConfig(every=EVERY, heads=8, head_width=64, gate=0.0),
         )
         values = {
-            "backbone": backbone, "head": HeadConfig(hidden=16), "window": 3, "chunk": 2, "static_size": 28,
-            "gripper_size": 28, "static_shift": 0, "gripper_shift": 0, "state": "none", "auxiliary_weight": 0.0,
+            "backbone": backbone, "head": HeadConfig(hidden=16), "window": 3, "chunk": 2,
+            "cameras": calvin_cameras(28, 28, 0, 0), "robot_obs": "none", "auxiliary_weight": 0.0,
         } | changed  # fmt: skip
         return PolicyConfig(**values)
 

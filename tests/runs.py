@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from roboflamingo.backbone.config import BackboneConfig, CrossAttentionConfig, ResamplerConfig
+from roboflamingo.backbone.encoders import VisionConfig
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.heads import HeadConfig
-from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.config import PolicyConfig, calvin_cameras
 from roboflamingo.training.config import DataConfig, OptimizerConfig, TrainConfig
 
 
@@ -29,15 +29,14 @@ def tiny_policy(**changed: Any) -> PolicyConfig:
         "head": HeadConfig(hidden=16, layers=2, dropout=0.1),
         "window": 2,
         "chunk": 3,
-        "static_size": 24,
-        "gripper_size": 16,
+        "cameras": calvin_cameras(24, 16),
     }
     return PolicyConfig(**(settings | changed))
 
 
 def deterministic_policy() -> PolicyConfig:
     """Without randomness and with one frame and one action, so that every batch has equally many targets."""
-    return tiny_policy(window=1, chunk=1, head=HeadConfig(hidden=16), static_shift=0, gripper_shift=0)
+    return tiny_policy(window=1, chunk=1, head=HeadConfig(hidden=16), cameras=calvin_cameras(24, 16, 0, 0))
 
 
 def tiny_run(run: Path, dataset: Path, **changed: Any) -> TrainConfig:
@@ -58,7 +57,7 @@ def write_yaml(config: TrainConfig, path: Path) -> Path:
     """The run as a file for `--config`."""
     from dataclasses import asdict
 
-    path.write_text(yaml.safe_dump(asdict(config)))
+    path.write_text(yaml.safe_dump(asdict(config), sort_keys=False))
     return path
 
 

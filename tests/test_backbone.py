@@ -11,6 +11,7 @@ from policies import SENTENCES, small_config, small_policy
 from roboflamingo.backbone.attention import GatedCrossAttentionBlock, PerceiverResampler
 from roboflamingo.backbone.language import END, IMAGE, UNKNOWN, Instructions, word_tokenizer, words_of
 from roboflamingo.backbone.vision import VisionConfig, VisionEncoder
+from roboflamingo.policy.config import CameraConfig
 
 
 def copied(ours, theirs):
@@ -67,11 +68,11 @@ def test_both_cameras_in_one_pass_see_what_they_see_alone():
     alone = torch.cat(
         [
             backbone.perceiver(backbone.vision_encoder(static)),
-            backbone.perceiver_gripper(backbone.vision_encoder(gripper)),
+            backbone.perceiver_further[0](backbone.vision_encoder(gripper)),
         ],
         dim=1,
     )
-    torch.testing.assert_close(backbone.see(static, gripper), alone, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(backbone.see([static, gripper]), alone, atol=1e-5, rtol=1e-5)
 
 
 def test_padding_an_instruction_changes_nothing():
@@ -96,5 +97,5 @@ def test_the_tokenizer_knows_its_words_and_marks_others():
 def test_sizes_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="no multiple of patch_size"):
         VisionConfig(image_size=50)
-    with pytest.raises(ValueError, match="static_size 43 is no multiple"):
-        small_config(static_size=40 + 3)
+    with pytest.raises(ValueError, match=r"policy\.cameras\.front\.size 43 is no multiple"):
+        small_config(cameras={"front": CameraConfig(40 + 3)})

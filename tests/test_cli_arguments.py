@@ -17,6 +17,7 @@ from roboflamingo.cli.convert import ConvertConfig
 from roboflamingo.cli.demo_parts import DemoConfig
 from roboflamingo.cli.evaluate import EvaluateConfig
 from roboflamingo.cli.fields import keys_of, leaves, members
+from roboflamingo.cli.kinds import of_kind
 from roboflamingo.cli.main import VERBS, main
 from roboflamingo.heads.config import BUILT_IN
 from roboflamingo.training.config import TrainConfig
@@ -89,7 +90,8 @@ def sensible(key: str, kind: Any) -> str:
         "settings.sentences": "enriched", "policy.head.kind": "gpt",
         "policy.action_parts": "[{name: move, kind: categorical, choices: 7}]", "rounds": "[{episodes: 2, steps: 3}]",
         "policy.statistics": "{force: {centre: [0.0], scale: [1.0]}}", "settings.episode.noise.burst_steps": "[2, 5]",
-        "policy.static_size": "48", "policy.gripper_size": "48", "policy.backbone.vision.image_size": "48",
+        "policy.kind": "roboflamingo", "policy.backbone.vision.kind": "vit", "policy.backbone.vision.settings": "{}",
+        "policy.cameras": "{front: {size: 48, shift: 0}}", "policy.backbone.vision.image_size": "48",
         "policy.backbone.vision.patch_size": "16", "policy.backbone.language.max_tokens": "20",
         "policy.backbone.vision.width": "64", "policy.backbone.language.width": "64", "policy.head.bins": "8",
         "policy.backbone.cross_attention.every": "2", "policy.backbone.language.settings": "{a: 1}",
@@ -119,7 +121,7 @@ BESIDE = {
     "policy.head.sample_steps": {"policy.head.kind": "flow"},
     "policy.backbone.lora.scale": {"policy.backbone.lora.language": "2"},
     "policy.backbone.lora.dropout": {"policy.backbone.lora.language": "2"},
-    "policy.backbone.vision.patch_size": {"policy.backbone.vision.image_size": "32", "policy.static_size": "32"},
+    "policy.backbone.vision.patch_size": {"policy.backbone.vision.image_size": "32"},
     "policy.action_parts": {"policy.actions": "recorded"},
     "settings.scenes": {"settings.episodes": "9"}, "settings.videos": {"settings.chains": "5"},
 }  # fmt: skip
@@ -129,7 +131,7 @@ BESIDE = {
 @pytest.mark.parametrize("config_class", VERB_OF, ids=VERB_OF.get)
 def test_every_key_takes_a_sensible_value(config_class: type) -> None:
     shared = ("policy.", "optimizer.") if config_class in (ConvertConfig, DemoConfig) else ("policy.stride",)
-    keys = {key: kind for key, kind in keys_of(config_class).items() if not key.startswith(shared)}
+    keys = {key: kind for key, kind in keys_of(of_kind(config_class, [])).items() if not key.startswith(shared)}
     for key, kind in keys.items():
         words = REQUIRED[config_class] | BESIDE.get(key, {}) | {key: sensible(key, kind)}
         config = given(config_class, *[f"--{name}={value}" for name, value in words.items()]).config

@@ -194,7 +194,9 @@ def test_a_caller_that_keeps_back_what_a_policy_must_see_is_told():
 def test_a_policy_that_sees_refuses_to_be_blind():
     controller = PolicyController(small_policy())
     blind = calvin_observation(None, None, np.zeros(15))
-    with pytest.raises(UserError, match="renders none: choose a renderer"):
+    with pytest.raises(
+        UserError, match="reads rgb_static, rgb_gripper; of images the observation has none: choose a renderer"
+    ):
         controller.act([blind], [controller.start(SENTENCES[0])])
 
 

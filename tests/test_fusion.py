@@ -32,7 +32,7 @@ def changed(batch, key, frame):
     return batch | {key: images}
 
 
-@pytest.mark.parametrize("fusion", ["post", "pre", "two_way", "vit_concat", "static_only"])
+@pytest.mark.parametrize("fusion", ["post", "pre", "two_way", "vit_concat", "first_only"])
 @torch.no_grad()
 def test_each_fusion_sees_what_it_should(fusion):
     policy = fused(fusion)
@@ -41,7 +41,7 @@ def test_each_fusion_sees_what_it_should(fusion):
     frames = 1 if fusion == "vit_concat" else policy.config.window
     assert features.shape == (2, frames, policy.config.features)
     gripper = policy.features(changed(batch, "rgb_gripper", 0))
-    assert torch.equal(gripper, features) == (fusion == "static_only")
+    assert torch.equal(gripper, features) == (fusion == "first_only")
     static = policy.features(changed(batch, "rgb_static", 0))
     assert not torch.allclose(static[:, 0], features[:, 0])
     if fusion != "vit_concat":
@@ -50,9 +50,9 @@ def test_each_fusion_sees_what_it_should(fusion):
 
 @torch.no_grad()
 def test_two_way_is_two_passes_joined():
-    policy = fused("two_way", state="none")
+    policy = fused("two_way", robot_obs="none")
     batch = a_batch(policy.config)
-    media, text = policy.see(batch["rgb_static"], batch["rgb_gripper"]), policy.read(batch["instruction"])
+    media, text = policy.see(policy.images(batch)), policy.read(batch["instruction"])
     half = media.shape[2] // 2
     alone = [policy._pooled(media[:, :, part].flatten(0, 1), text) for part in (slice(half), slice(half, None))]
     expected = torch.cat(alone, dim=-1).unflatten(0, (2, 3))
@@ -61,7 +61,7 @@ def test_two_way_is_two_passes_joined():
 
 @torch.no_grad()
 def test_joined_frames_tell_apart_once_their_embeddings_do():
-    policy = fused("vit_concat", state="none")
+    policy = fused("vit_concat", robot_obs="none")
     batch = a_batch(policy.config)
     swapped = batch | {key: batch[key].flip(1) for key in ("rgb_static", "rgb_gripper")}
     torch.testing.assert_close(policy.features(batch), policy.features(swapped), atol=1e-5, rtol=0)
@@ -91,7 +91,7 @@ def test_joined_frames_act_on_the_window_so_far():
 def test_pooled_padding_makes_a_sentence_depend_on_its_batch_in_training_alone():
     long = " ".join(SENTENCES[1].split() * 3)
     for padding, training in ((False, True), (True, True), (True, False)):
-        policy = small_policy(pool_padding=padding, state="none").train(training)
+        policy = small_policy(pool_padding=padding, robot_obs="none").train(training)
         batch = a_batch(policy.config)
         alone = policy.features({key: value[:1] for key, value in batch.items()} | {"instruction": [SENTENCES[0]]})
         among = policy.features(batch | {"instruction": [SENTENCES[0], long]})[:1]
@@ -105,7 +105,7 @@ def test_named_vectors_are_read_from_the_data_normalised_and_asked_for(tmp_path)
             with np.load(path) as file:
                 arrays = {key: file[key] for key in file.files}
             np.savez(path, **arrays, force=np.float32([number, 100.0, -number]))
-    run = tiny_run(tmp_path / "run", dataset, policy=tiny_policy(vectors=("force",), state="none"), max_steps=2)
+    run = tiny_run(tmp_path / "run", dataset, policy=tiny_policy(vectors=("force",), robot_obs="none"), max_steps=2)
     policy = load_policy(train(run, console=Console(quiet=True)))
     statistics = policy.config.statistics["force"]
     assert statistics.centre[1] == 100.0 and statistics.scale[1] == 1.0 and statistics.scale[0] > 1.0
@@ -118,7 +118,7 @@ def test_named_vectors_are_read_from_the_data_normalised_and_asked_for(tmp_path)
         return controller.act([observation], [memory])[0]
 
     assert not np.allclose(act(force=np.array([0.0, 100, 0])), act(force=np.array([90.0, 100, 0])))
-    with pytest.raises(ValueError, match="reads 'force', which the observation's state lacks"):
+    with pytest.raises(ValueError, match="reads force; of states the observation has robot_obs"):
         act()
 
 

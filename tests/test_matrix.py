@@ -19,7 +19,7 @@ from roboflamingo.policy.control import PolicyController
 from roboflamingo.training.config import ConfigError, DataConfig, TrainableConfig, TrainConfig
 from roboflamingo.training.datamodule import open_windows, with_statistics
 from roboflamingo.training.train import train
-from roboflamingo.training.trainable import choose_trainable, part_of
+from roboflamingo.training.trainable import choose_trainable
 from roboflamingo.weights.checkpoint import load_policy
 from roboflamingo.weights.making import make_policy
 from roboflamingo.weights.presets import preset
@@ -27,7 +27,7 @@ from runs import tiny_policy, tiny_run
 from synthetic import write_dataset
 
 QUIET = Console(quiet=True)
-FUSIONS = ("post", "pre", "two_way", "vit_concat", "static_only")
+FUSIONS = ("post", "pre", "two_way", "vit_concat", "first_only")
 USUAL = {"resampler", "cross-attention", "head", "auxiliary", "frame_embedding", "pooling"}
 TRAINABLE = {
     "recipe": (TrainableConfig(everything=False), {}, USUAL),
@@ -65,7 +65,7 @@ def a_run(folder, dataset, head, fusion, trainable, state):
     backbone = replace(base, fusion=fusion, vision=vision, language=LanguageConfig(width=16, layers=2, heads=2))
     backbone = replace(backbone, **changes)
     config = head_config(head, hidden=16, attention_heads=2, sample_steps=2, bins=8)
-    policy = tiny_policy(backbone=backbone, head=config, state=state, pooling="attention")
+    policy = tiny_policy(backbone=backbone, head=config, robot_obs=state, pooling="attention")
     config = tiny_run(folder, dataset, policy=policy, trainable=choice, max_steps=3, validation_windows=0)
     return replace(config, data=replace(config.data, stride=policy.chunk))  # so that E = K can show it the same windows
 
@@ -84,7 +84,7 @@ def test_it_trains_saves_loads_and_acts(tmp_path, dataset, head, fusion, trainab
     for name, parameter in policy.named_parameters():
         same = torch.equal(parameter, before.get_parameter(name))
         assert same or name not in frozen, f"{name} is frozen and has changed"
-        moved |= set() if same else {part_of(name)}
+        moved |= set() if same else {policy.part_of(name)}
     assert moved <= TRAINABLE[trainable][2]
     assert {"head", "cross-attention"} <= moved
 

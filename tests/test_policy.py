@@ -64,7 +64,7 @@ def test_the_instruction_matters_and_frames_are_independent_before_the_head():
 
 @pytest.mark.parametrize("state", sorted(STATE_SIZES))
 def test_the_state_input_is_a_switch(state):
-    policy = small_policy(state=state)
+    policy = small_policy(robot_obs=state)
     batch = a_batch(policy.config)
     before = policy.predict(batch)["pose"]
     batch["robot_obs"] = batch["robot_obs"] + 0.3

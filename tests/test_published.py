@@ -17,8 +17,8 @@ from calvin_eval.system.errors import UserError
 from policies import SENTENCES
 from published import LANGUAGE_MODELS, as_mosaic, pixels, publish
 from roboflamingo.backbone.config import BackboneConfig
+from roboflamingo.backbone.encoders import VisionConfig
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.control import PolicyController
 from roboflamingo.weights.checkpoint import load_policy, save_policy
@@ -72,7 +72,7 @@ def test_hidden_states_are_open_flamingos(published):
 @torch.no_grad()
 def test_frames_of_one_instruction_share_what_needs_no_image(published):
     policy = make_policy(published.config()).eval()
-    media = policy.see(*(images(6, seed).unflatten(0, (2, 3)) for seed in (1, 2)))
+    media = policy.see([images(6, seed).unflatten(0, (2, 3)) for seed in (1, 2)])
     together = policy.backbone(media.flatten(0, 1), policy.read(SENTENCES[:2]))
     each = [policy.backbone(media[i, t : t + 1], policy.read(SENTENCES[i : i + 1])) for i in range(2) for t in range(3)]
     for row, alone in zip(together, each, strict=True):
@@ -107,7 +107,7 @@ def test_mpt_1b_is_read_from_its_own_folder_and_keeps_its_quirk(mpt, tmp_path):
     table = read_tensors(tmp_path / "mosaic")["transformer.blocks.1.attn.q_ln.weight"]
     assert torch.equal(policy.backbone.layers[1].decoder_layer.attn.q_ln.weight, table)
     last = policy.backbone.layers[-1]
-    media = policy.see(images(1).unsqueeze(0), images(1, 1).unsqueeze(0)).flatten(0, 1)
+    media = policy.see([images(1).unsqueeze(0), images(1, 1).unsqueeze(0)]).flatten(0, 1)
     with torch.no_grad():
         before = policy.backbone(media, policy.read(SENTENCES[:1]))
         for parameter in last.parameters():
@@ -119,8 +119,7 @@ def test_a_second_resampler_begins_as_a_copy_of_the_first(mpt):
     config = mpt.config()
     separate = replace(config.backbone, resampler=replace(config.backbone.resampler, separate=True))
     backbone = make_policy(replace(config, backbone=separate)).backbone
-    assert backbone.perceiver_gripper is not None
-    for first, second in zip(backbone.perceiver.parameters(), backbone.perceiver_gripper.parameters(), strict=True):
+    for first, second in zip(backbone.perceiver.parameters(), backbone.perceiver_further[0].parameters(), strict=True):
         assert torch.equal(first, second)
 
 

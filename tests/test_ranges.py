@@ -16,8 +16,8 @@ from calvin_eval.system import ranges
 from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.adapters import LoRAConfig
 from roboflamingo.backbone.config import PRESETS, BackboneConfig, CrossAttentionConfig, ResamplerConfig
+from roboflamingo.backbone.encoders import VisionConfig
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.cli.collect import CollectConfig
 from roboflamingo.cli.demo_parts import DemoConfig, Round
 from roboflamingo.cli.evaluate import EvaluateConfig
@@ -63,7 +63,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 MAY_BE_ZERO = {
     "data.workers", "optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.weight_decay", "optimizer.beta1",
     "optimizer.beta2", "trainable.cross_attention", "seed", "validation_windows", "min_delta", "policy.word_dropout",
-    "policy.static_shift", "policy.gripper_shift", "policy.auxiliary_weight", "policy.head.dropout",
+    "policy.auxiliary_weight", "policy.head.dropout",
     "policy.head.continuous_beta", "policy.head.discrete_weight", "policy.backbone.adapter_width",
     "policy.backbone.vision.layers", "policy.backbone.cross_attention.gate", "policy.backbone.lora.language",
     "policy.backbone.lora.vision", "policy.backbone.lora.dropout", "policy.statistics.centre", "settings.videos",

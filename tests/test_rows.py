@@ -12,6 +12,7 @@ from rich.console import Console
 from roboflamingo.backbone.config import CrossAttentionConfig, ResamplerConfig
 from roboflamingo.cli.arguments import parse_config
 from roboflamingo.cli.evaluate import EvaluateConfig
+from roboflamingo.policy.config import calvin_cameras
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.train import train
 from roboflamingo.weights.checkpoint import load_policy
@@ -47,7 +48,7 @@ def small(config, run, dataset):
     )
     policy = replace(
         config.policy, backbone=backbone, head=replace(config.policy.head, hidden=8, perceptrons=(8,)), window=2,
-        static_size=28, gripper_size=28, static_shift=2, gripper_shift=1,
+        cameras=calvin_cameras(28, 28, 2, 1),
     )  # fmt: skip
     everything = bool(config.trainable.everything)
     return replace(

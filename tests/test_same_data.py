@@ -99,7 +99,7 @@ def test_frames_without_gripper_camera_and_scene_do_for_a_policy_that_reads_neit
     with pytest.raises(DataError, match="has no rgb_gripper"):
         train(config, console=QUIET)
     config.policy.auxiliary_weight = 0.0
-    config.policy.backbone = BackboneConfig(**(vars(config.policy.backbone) | {"fusion": "static_only"}))
+    config.policy.backbone = BackboneConfig(**(vars(config.policy.backbone) | {"fusion": "first_only"}))
     controller = PolicyController(load_policy(train(config, console=QUIET)))
     observation = calvin_observation(np.zeros((24, 24, 3), np.uint8), np.zeros((0, 0, 3), np.uint8), np.zeros(15))
     actions, _ = controller.act([observation], [controller.start("please open drawer 0")])

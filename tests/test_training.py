@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from roboflamingo.heads import HeadConfig
+from roboflamingo.policy.config import calvin_cameras
 from roboflamingo.training.checkpoint import load_state, save_state
 from roboflamingo.training.config import ConfigError, DataConfig, OptimizerConfig
 from roboflamingo.training.datamodule import open_windows
@@ -137,7 +138,7 @@ def test_more_steps_continue_a_complete_run_and_other_changes_are_refused(tmp_pa
 
 def test_training_fits_a_batch_that_it_sees_again_and_again(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "data", lengths=(4,))
-    policy = tiny_policy(head=HeadConfig(hidden=64), static_shift=0, gripper_shift=0, auxiliary_weight=0.0)
+    policy = tiny_policy(head=HeadConfig(hidden=64), cameras=calvin_cameras(24, 16, 0, 0), auxiliary_weight=0.0)
     optimizer = OptimizerConfig(warmup_steps=5, learning_rate=5e-3, weight_decay=0.0)
     config = tiny_run(
         tmp_path / "run", dataset, policy=policy, max_steps=100, optimizer=optimizer, validation_windows=0

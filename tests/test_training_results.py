@@ -18,12 +18,13 @@ from roboflamingo.data.windows import last_frames, to_tensors
 from roboflamingo.heads import HeadConfig
 from roboflamingo.heads.base import frame_at
 from roboflamingo.policy.actions import Absolute, Statistics, action_space
+from roboflamingo.policy.config import calvin_cameras
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.checkpoint import load_state
 from roboflamingo.training.config import ConfigError, OptimizerConfig, TrainableConfig, TrainConfig
 from roboflamingo.training.datamodule import open_windows
 from roboflamingo.training.train import train
-from roboflamingo.training.trainable import choose_trainable, idle_parameters
+from roboflamingo.training.trainable import choose_trainable
 from roboflamingo.weights.checkpoint import WEIGHTS, load_policy
 from roboflamingo.weights.making import make_policy
 from runs import deterministic_policy, metrics, tiny_policy, tiny_run
@@ -51,7 +52,7 @@ def test_the_held_out_loss_of_a_head_that_samples_changes_with_its_weights_alone
 ) -> None:
     if kind == "diffusion":
         pytest.importorskip("diffusers")
-    policy = tiny_policy(head=HeadConfig(kind=kind, hidden=16), static_shift=0, gripper_shift=0)
+    policy = tiny_policy(head=HeadConfig(kind=kind, hidden=16), cameras=calvin_cameras(24, 16, 0, 0))
     for run, batch in (("four", 4), ("seven", 7)):
         config = tiny_run(tmp_path / run, dataset, policy=policy, optimizer=STILL, validate_every_steps=2)
         train(replace(config, batch_size=batch), console=QUIET)
@@ -187,7 +188,7 @@ def penultimate(kind: str, layers: int = 3, **cross: Any) -> RoboFlamingo:
 def test_idle_parameters_are_those_without_gradient(kind: str) -> None:
     policy = penultimate(kind).train()
     policy.loss(a_batch(policy.config))["loss"].backward()
-    idle = idle_parameters(policy)
+    idle = policy.idle()
     without = {name for name, p in policy.named_parameters() if p.grad is None}
     assert without == {name for name, p in policy.named_parameters() if id(p) in idle}
     assert any("gated_cross_attn_layer" in name for name in without)
@@ -213,7 +214,7 @@ def test_the_last_layers_of_cross_attention_are_counted_among_those_that_run(tmp
 def test_what_never_runs_never_trains(tmp_path: Path) -> None:
     policy = penultimate("llama")
     choose_trainable(policy, replace(published_run(tmp_path), trainable=TrainableConfig(everything=True)))
-    idle = idle_parameters(policy)
+    idle = policy.idle()
     assert idle and not any(p.requires_grad for p in policy.parameters() if id(p) in idle)
 
 

@@ -8,10 +8,10 @@ from typing import Literal
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import AMOUNT, COUNT, FINITE, check_ranges
 from roboflamingo.backbone.adapters import LoRAConfig
+from roboflamingo.backbone.encoders import VisionConfig
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.backbone.vision import VisionConfig
 
-Fusion = Literal["post", "pre", "two_way", "vit_concat", "static_only"]
+Fusion = Literal["post", "pre", "two_way", "vit_concat", "first_only"]
 PRESETS = ("tiny", "mpt-1b", "mpt-1b-dolly", "rpj-3b", "rpj-3b-instruct", "mpt-7b", "llama-7b")
 """The published models by name, and the small one that needs none; `weights/presets.py` makes them."""
 
@@ -25,7 +25,7 @@ class ResamplerConfig:
         depth: layers.
         heads: of the attention.
         head_width: of the attention.
-        separate: a second resampler of its own for the gripper camera.
+        separate: every camera after the first has a resampler of its own; else all share one.
     """
 
     latents: int = 8
@@ -75,9 +75,9 @@ class BackboneConfig:
         language: the language model.
         resampler: what turns an image's tokens into a few.
         cross_attention: how the text looks at them.
-        fusion: of the two cameras. post resamples each and joins the tokens; pre joins the patches and resamples
+        fusion: of the cameras. post resamples each and joins the tokens; pre joins the patches and resamples
             once; two_way lets the text look at each in a pass of its own; vit_concat shows it all frames of a
-            window at once; static_only leaves the gripper camera out.
+            window at once; first_only leaves out all cameras but the first.
         adapter_width: of a bottleneck perceptron after every language layer (Houlsby et al. 2019,
             arXiv 1902.00751); 0 for none.
         lora: low-rank updates of frozen matrices.
@@ -99,7 +99,7 @@ class BackboneConfig:
         self._check_preset()
         if self.weights == "random":  # the layers of published models are known when their folder is read
             self.check_that_it_sees()
-        if self.resampler.separate and self.fusion in ("pre", "static_only"):
+        if self.resampler.separate and self.fusion in ("pre", "first_only"):
             self.resampler = replace(self.resampler, separate=False)  # these resample but once
 
     def check_that_it_sees(self) -> None:

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.adapters import Adapter, add_lora
 from roboflamingo.backbone.attention import GatedCrossAttentionBlock, PerceiverResampler
 from roboflamingo.backbone.config import BackboneConfig
 from roboflamingo.backbone.decoders import DECODERS, language_model
+from roboflamingo.backbone.encoders import ImageEncoder, vision_encoder
 from roboflamingo.backbone.language import Instructions, word_tokenizer
-from roboflamingo.backbone.vision import VisionEncoder
 
 
 class Text(NamedTuple):
@@ -100,26 +99,36 @@ class Flamingo(nn.Module):
     Args:
         config: sizes of all parts.
         tokenizer: of the language model, which knows OpenFlamingo's tokens; None for one token a word.
+        cameras: how many there are.
         empty: leaves vision encoder and language model without memory (on the meta device) and without low-rank
             updates, so that large ones are only ever made once; see `filling.py`.
     """
 
     def __init__(
-        self, config: BackboneConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, empty: bool = False
+        self,
+        config: BackboneConfig,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        cameras: int = 2,
+        empty: bool = False,
     ) -> None:
         super().__init__()
         config.check_that_it_sees()
         self.config = config
+        self.cameras = 1 if config.fusion == "first_only" else cameras
         vision, language, resampler = config.vision, config.language, config.resampler
         tokenizer = word_tokenizer(language.words) if tokenizer is None else tokenizer
         self.instructions = Instructions(tokenizer, language.max_tokens)
         self._decoder = DECODERS[language.kind]
+        encoder = vision_encoder(vision.kind)
+        with torch.device("meta") if empty and encoder.without_memory else nullcontext():
+            self.vision_encoder: ImageEncoder = encoder(vision)
         with torch.device("meta") if empty else nullcontext():
-            self.vision_encoder = VisionEncoder(vision)
             self.lang_encoder = language_model(language, len(tokenizer))
         sizes = (vision.width, resampler.depth, resampler.head_width, resampler.heads, resampler.latents)
         self.perceiver = PerceiverResampler(*sizes)
-        self.perceiver_gripper = PerceiverResampler(*sizes) if resampler.separate else None
+        further = range(self.cameras - 1) if resampler.separate else ()
+        self.perceiver_further = nn.ModuleList(PerceiverResampler(*sizes) for _ in further)
         layers = self._decoder.layers(self.lang_encoder)
         for index, layer in enumerate(layers):
             looks = (index + 1) % config.cross_attention.every == 0
@@ -146,7 +155,7 @@ class Flamingo(nn.Module):
             for layer in self.layers:
                 add_lora(layer.decoder_layer, lora.language, lora)
         if lora.vision:
-            add_lora(self.vision_encoder.transformer, lora.vision, lora)
+            add_lora(self.vision_encoder.adaptable, lora.vision, lora)
 
     def copy_residual(self) -> None:
         """Makes the copies of the cross-attention what the cross-attention is now."""
@@ -168,32 +177,30 @@ class Flamingo(nn.Module):
     def visual_size(self) -> int:
         """Numbers in the visual tokens of one frame."""
         tokens = self.config.resampler.latents * self.config.vision.width
-        return tokens if self.config.fusion in ("pre", "static_only") else 2 * tokens
+        return tokens if self.config.fusion == "pre" else self.cameras * tokens
 
-    def see(self, static: Tensor, gripper: Tensor | None) -> Tensor:
-        """Images (N, H, W, 3) and (N, h, w, 3) uint8 -> visual tokens (N, R, Dv), both cameras' joined.
-
-        Raises:
-            UserError: there are no images of the gripper camera, and fusion is not static_only.
-        """
-        if self.config.fusion == "static_only":
-            return self.perceiver(self.vision_encoder(static))
-        if gripper is None:
-            raise UserError(
-                f"the policy sees the gripper camera (backbone.fusion {self.config.fusion}), and there are no images "
-                "of it (rgb_gripper)"
-            )
-        if static.shape == gripper.shape:
-            static_tokens, gripper_tokens = self.vision_encoder(torch.cat([static, gripper])).chunk(2)
-        else:
-            static_tokens, gripper_tokens = self.vision_encoder(static), self.vision_encoder(gripper)
+    def see(self, images: Sequence[Tensor]) -> Tensor:
+        """Images (N, H, W, 3) uint8 of each camera -> visual tokens (N, R, Dv), one camera's behind the other's."""
+        tokens = self._encoded(images)
         if self.config.fusion == "pre":
-            return self.perceiver(torch.cat([static_tokens, gripper_tokens], dim=1))
-        if self.perceiver_gripper is not None:
-            return torch.cat([self.perceiver(static_tokens), self.perceiver_gripper(gripper_tokens)], dim=1)
-        if static_tokens.shape == gripper_tokens.shape:
-            return torch.cat(self.perceiver(torch.cat([static_tokens, gripper_tokens])).chunk(2), dim=1)
-        return torch.cat([self.perceiver(static_tokens), self.perceiver(gripper_tokens)], dim=1)
+            return self.perceiver(torch.cat(tokens, dim=1))
+        if self.perceiver_further:
+            resamplers = [self.perceiver, *self.perceiver_further]
+            return torch.cat([resample(each) for resample, each in zip(resamplers, tokens, strict=True)], dim=1)
+        if len(tokens) > 1 and len({each.shape for each in tokens}) == 1:
+            return torch.cat(self.perceiver(torch.cat(tokens)).chunk(len(tokens)), dim=1)
+        return torch.cat([self.perceiver(each) for each in tokens], dim=1)
+
+    def _encoded(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Every camera's patch tokens (N, V, Dv); images of equal size share a pass."""
+        found: list[Tensor] = [torch.empty(0)] * len(images)
+        for shape in dict.fromkeys(each.shape for each in images):
+            alike = [place for place, each in enumerate(images) if each.shape == shape]
+            together = [images[place] for place in alike]
+            encoded = self.vision_encoder(torch.cat(together) if len(alike) > 1 else together[0])
+            for place, tokens in zip(alike, encoded.chunk(len(alike)), strict=True):
+                found[place] = tokens
+        return found
 
     def read(self, ids: Tensor, is_text: Tensor, sees: Tensor | None = None) -> Text:
         """Token ids, their mask, and which come after the image, (B, L) each, read up to the first cross-attention."""

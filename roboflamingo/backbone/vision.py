@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from calvin_eval.system.errors import UserError
-from calvin_eval.system.ranges import AMOUNT, COUNT, check_ranges
 from roboflamingo.backbone.attention import attend
+from roboflamingo.backbone.encoders import VIT, ImageEncoder, VisionConfig, register_vision
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 IMAGES_IN_CACHE = 16
 """Images that a CPU encodes at once where nothing is kept for a backward pass; more would leave its cache."""
-
-
-@dataclass
-class VisionConfig:
-    """Sizes of the vision encoder.
-
-    Attributes:
-        source: of published weights: a model of open_clip and its weights, as `ViT-L-14/openai`, or a file.
-        image_size: edge (pixels) for which position embeddings exist; other sizes interpolate them.
-        patch_size: edge (pixels) of the patch that one token stands for.
-        width: of the transformer.
-        layers: of the transformer.
-        heads: of the transformer.
-        stem: convolutional layers instead of one patch projection. Trained from scratch in minutes, early
-            convolutions learn far faster (Xiao et al. 2021, arXiv 2106.14881); published encoders have none.
-        activation: of the perceptrons; quick_gelu is what OpenAI's CLIP was trained with.
-        final_norm: norms the tokens after the last block. OpenFlamingo was trained with open_clip 2.20 and
-            before, which did not; open_clip from 2.24 on does.
-    """
-
-    source: str | None = None
-    image_size: int = 96
-    patch_size: int = 8
-    width: int = 128
-    layers: int = 0
-    heads: int = 4
-    stem: bool = True
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
-    final_norm: bool = False
-
-    def __post_init__(self) -> None:
-        here = "policy.backbone.vision"
-        check_ranges(self, here, image_size=COUNT, patch_size=COUNT, width=COUNT, layers=AMOUNT, heads=COUNT)
-        if self.image_size % self.patch_size:
-            raise UserError(f"{here}.image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
-        if self.width % self.heads:
-            raise UserError(f"{here}.width {self.width} is no multiple of heads {self.heads}")
-        if self.stem and self.patch_size not in (8, 16):
-            raise UserError(
-                f"{here}.stem needs patch_size 8 or 16, not {self.patch_size}; change it, or set stem to false"
-            )
 
 
 class Block(ResidualAttentionBlock):
@@ -74,8 +31,20 @@ class Block(ResidualAttentionBlock):
         return tokens + self.mlp(self.ln_2(tokens))
 
 
-class VisionEncoder(VisionTransformer):
+@register_vision(VIT)
+class VisionEncoder(VisionTransformer, ImageEncoder):
     """open_clip's VisionTransformer, giving patch tokens for images of any size."""
+
+    without_memory = True
+    mean: Tensor
+    std: Tensor
+    class_embedding: Tensor
+    positional_embedding: Tensor
+    grid_size: tuple[int, int]
+    conv1: Any
+    transformer: Any
+    ln_pre: Any
+    ln_post: Any
 
     def __init__(self, config: VisionConfig) -> None:
         activation = QuickGELU if config.activation == "quick_gelu" else nn.GELU
@@ -105,6 +74,11 @@ class VisionEncoder(VisionTransformer):
         if images.device.type == "cpu" and not self.class_embedding.requires_grad:
             return torch.cat([self._tokens(few) for few in images.split(IMAGES_IN_CACHE)])
         return self._tokens(images)
+
+    @property
+    def adaptable(self) -> nn.Module:
+        """The blocks."""
+        return self.transformer
 
     def _tokens(self, images: Tensor) -> Tensor:
         """The same for images that are few enough, or on a GPU."""

@@ -20,6 +20,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 from calvin_eval.system.errors import UserError
 from roboflamingo.cli.checks import check_that_keys_act
 from roboflamingo.cli.fields import described, is_switch, keys_of, leaves, required_keys
+from roboflamingo.cli.kinds import of_kind
+from roboflamingo.cli.parts import parts_apart, with_parts
 from roboflamingo.cli.yaml_files import as_yaml, parse_yaml, read_yaml
 
 Config = TypeVar("Config")
@@ -103,9 +105,11 @@ def parse_given(
     """
     parser = verb_parser(verb, summary, examples)
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of the keys below")
-    parser.add_class_arguments(config_class)
     try:
+        config_class = of_kind(config_class, arguments)
+        parser.add_class_arguments(config_class)
         files, words = _files_apart(_with_switches(config_class, arguments), config_class)
+        words, parts = parts_apart(config_class, words)
         words = list(_with_text_as_text(config_class, words))
         typed = _typed(words)
         _let_typed_limits_win(config_class, files, typed)
@@ -113,8 +117,12 @@ def parse_given(
         values = _parsed(parser, config_class, files, texts, words)
         if _apply_preset(parser, values):
             values = _parsed(parser, config_class, files, texts, words)
+        if parts:
+            whole = with_parts(values, parts)
+            values = _parsed(parser, config_class, files, texts, [*words, *whole])
+            typed |= _typed(whole)
         given = _given(parser, config_class, files, typed, values)
-        check_that_keys_act(given.config, given.typed)
+        check_that_keys_act(given.config, given.typed | parts.keys())
     except UserError as error:
         fail(parser.prog, str(error), code=2)
     return given

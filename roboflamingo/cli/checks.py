@@ -20,8 +20,6 @@ NEEDED: dict[str, tuple[Callable[[Values], bool], str]] = {
     "min_delta": (lambda v: v["patience"] is not None, "patience"),
     "wandb.project": (lambda v: "wandb" in v["loggers"], "wandb in loggers"),
     "wandb.mode": (lambda v: "wandb" in v["loggers"], "wandb in loggers"),
-    "policy.gripper_size": (lambda v: v["policy.backbone.fusion"] != "static_only", "a fusion with gripper camera"),
-    "policy.gripper_shift": (lambda v: v["policy.backbone.fusion"] != "static_only", "a fusion with gripper camera"),
 } | {
     f"policy.backbone.lora.{key}": (
         lambda v: bool(v["policy.backbone.lora.language"] or v["policy.backbone.lora.vision"]),
@@ -51,3 +49,8 @@ def _complaints(values: Values, typed: frozenset[str]) -> Iterator[str]:
         acts, needed = NEEDED[key]
         if not acts(values):
             yield f"{key} does nothing without {needed}; leave it out, or set that too"
+    if values.get("policy.backbone.fusion") == "first_only":
+        first = next(iter(values["policy.cameras"]))
+        for key in sorted(typed):
+            if key.startswith("policy.cameras.") and not key.startswith(f"policy.cameras.{first}."):
+                yield f"{key} does nothing with policy.backbone.fusion first_only, which looks through {first} alone"

@@ -223,11 +223,9 @@ def _policy(folder: Path) -> Rows:
 
     check_policy(folder)
     config = read_config(folder / CONFIG)
-    backbone = config.backbone
     yield (
         folder.name,
-        f"a policy: preset {backbone.preset}, {backbone.language.kind} of {backbone.language.layers} layers, "
-        f"{config.head.kind} head, window {config.window}, chunks of {config.chunk}, {config.actions} actions",
+        f"a policy: {config.described()}, window {config.window}, chunks of {config.chunk}, {config.actions} actions",
     )
     path, shapes, types = folder / WEIGHTS, {}, set()
     try:

@@ -13,6 +13,7 @@ from calvin_eval.evaluation.chains import ChainSettings
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, SEED, Range, check_ranges
 from roboflamingo.cli.evaluate import EvaluateConfig
+from roboflamingo.policy.base_config import BasePolicyConfig
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.training.config import DataConfig, OptimizerConfig, TrainConfig
 
@@ -65,7 +66,7 @@ class DemoConfig:
     max_steps: int = 100
     validation_episodes: int = 30
     leash: float = 0.05
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: BasePolicyConfig = field(default_factory=PolicyConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(ema=0.999))
     batch_size: int = 32
     devices: int = 1

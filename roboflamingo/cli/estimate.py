@@ -22,11 +22,10 @@ from calvin_eval.demonstrations.episodes import EpisodeSettings, demonstrate_epi
 from calvin_eval.demonstrations.recording import Recorder
 from calvin_eval.protocol import Observation
 from calvin_eval.worlds.playtable.world import PlayTable
-from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.base import LearnedPolicy, policy_kind
+from roboflamingo.policy.base_config import BasePolicyConfig
 from roboflamingo.policy.control import PolicyController
-from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.config import OptimizerConfig
-from roboflamingo.weights.making import make_policy
 
 EPISODES = 6
 TRAINING_STEPS = 12
@@ -97,7 +96,7 @@ def estimate(speeds: Speeds, episodes: int, steps: int, chains: int, horizons: l
 def measure(
     scene: str,
     episode: EpisodeSettings,
-    policy: PolicyConfig,
+    policy: BasePolicyConfig,
     optimizer: OptimizerConfig,
     batch: int,
     *,
@@ -114,7 +113,7 @@ def measure(
         in_bf16: whether it computes in bf16.
     """
     episode_s, world_step_s = _demonstrations(scene, episode)
-    made = make_policy(policy.with_words(["pick up the red block"]))
+    made = policy_kind(policy.kind).make(policy.with_words(["pick up the red block"]))
     return Speeds(episode_s, world_step_s, _acting(made), _training(made, optimizer, batch, in_bf16))
 
 
@@ -137,7 +136,7 @@ def _demonstrations(scene: str, settings: EpisodeSettings) -> tuple[float, float
         return episode_s, (time.perf_counter() - started) / 100
 
 
-def _training(policy: RoboFlamingo, optimizer: OptimizerConfig, batch: int, in_bf16: bool) -> float:
+def _training(policy: LearnedPolicy, optimizer: OptimizerConfig, batch: int, in_bf16: bool) -> float:
     """Seconds of an optimizer step on random pictures: the median."""
     windows = _windows(policy.config, batch)
     weights = torch.optim.AdamW(policy.parameters(), lr=optimizer.learning_rate, fused=True)
@@ -154,16 +153,15 @@ def _training(policy: RoboFlamingo, optimizer: OptimizerConfig, batch: int, in_b
     return float(np.median(seconds))
 
 
-def _windows(config: PolicyConfig, batch: int) -> dict[str, object]:
-    """A batch of noise (see `RoboFlamingo.loss`)."""
+def _windows(config: BasePolicyConfig, batch: int) -> dict[str, object]:
+    """A batch of noise (see `LearnedPolicy.loss`)."""
     shape, random = (batch, config.window), torch.Generator().manual_seed(0)
 
     def pictures(size: int) -> torch.Tensor:
         return torch.randint(0, 256, (*shape, size, size, 3), dtype=torch.uint8, generator=random)
 
     return {
-        "rgb_static": pictures(config.static_size),
-        "rgb_gripper": pictures(config.gripper_size),
+        **{name: pictures(config.cameras[name].size) for name in config.seen},
         "robot_obs": torch.rand(*shape, 15, generator=random),
         "scene_obs": torch.rand(*shape, 24, generator=random),
         "actions": torch.rand(*shape, config.chunk, 7, generator=random).sub(0.5).sign(),
@@ -173,7 +171,7 @@ def _windows(config: PolicyConfig, batch: int) -> dict[str, object]:
     }
 
 
-def _acting(policy: RoboFlamingo) -> float:
+def _acting(policy: LearnedPolicy) -> float:
     """Seconds in which one core acts for one of eight episodes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

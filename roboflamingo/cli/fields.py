@@ -51,6 +51,14 @@ def required_keys(config_class: type, prefix: str = "") -> Iterator[str]:
                 yield f"{prefix}{field.name}"
 
 
+def mappings_of(config_class: type) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The leaves that hold dataclasses by name, with the types of such a dataclass's fields."""
+    for key, kind in keys_of(config_class).items():
+        arguments = typing.get_args(kind)
+        if typing.get_origin(kind) is dict and dataclasses.is_dataclass(arguments[1]):
+            yield key, types_of(typing.cast(type, arguments[1]))
+
+
 def members(kind: Any) -> tuple[Any, ...]:
     """The types that a union is made of; any other type alone."""
     return typing.get_args(kind) if typing.get_origin(kind) in (Union, types.UnionType) else (kind,)
@@ -80,6 +88,9 @@ def described(kind: Any) -> str:
             words.append(f"a list, each {described(arguments[0])}")
         elif origin is dict:
             words.append(f"a mapping {{{described(arguments[0])}: {described(arguments[1])}}}")
+        elif dataclasses.is_dataclass(member):
+            fields = types_of(typing.cast(type, member)).items()
+            words.append(f"{{{', '.join(f'{name}: {described(each)}' for name, each in fields)}}}")
         else:
             words.append(WORDS.get(member, getattr(member, "__name__", str(member))))
     return " or ".join(words)

@@ -10,21 +10,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from calvin_eval.calvin import GRIPPER, ROBOT_OBS, STATIC
+from calvin_eval.calvin import ROBOT_OBS
 from calvin_eval.protocol import Observation, Policy
+from calvin_eval.specs import PolicySpec
 from calvin_eval.system.errors import UserError
-from roboflamingo.backbone import Text
-from roboflamingo.backbone.flamingo import stack
 from roboflamingo.data.images import resize_image
 from roboflamingo.heads.actions import as_commands
 from roboflamingo.heads.base import frame_at
-from roboflamingo.policy.config import PolicyConfig
-from roboflamingo.policy.roboflamingo import RoboFlamingo
+from roboflamingo.policy.base import LearnedPolicy
+from roboflamingo.policy.base_config import BasePolicyConfig
 
 KEPT_TEXTS = 64
 """Instructions whose reading is kept."""
@@ -53,7 +53,7 @@ class EpisodeMemory:
     unseen: tuple[Observation, ...] = ()
 
 
-def check_execution(config: PolicyConfig, execute: int, ensemble: float | None) -> None:
+def check_execution(config: BasePolicyConfig, execute: int, ensemble: float | None) -> None:
     """Makes sure that a policy can be run so.
 
     Raises:
@@ -92,15 +92,18 @@ class PolicyController(Policy):
         rows: episodes of every pass; more are split, fewer filled up. None passes them as they come.
 
     Attributes:
+        spec: what the policy reads and gives.
         watches: whether `watch` must be called for the observations between two calls of `act`.
 
     Raises:
         UserError: see `check_execution`.
     """
 
+    spec: PolicySpec
+
     def __init__(
         self,
-        policy: RoboFlamingo,
+        policy: LearnedPolicy,
         execute: int = 1,
         ensemble: float | None = None,
         seed: int = 0,
@@ -108,12 +111,13 @@ class PolicyController(Policy):
     ) -> None:
         check_execution(policy.config, execute, ensemble)
         self.policy, self.execute, self.ensemble, self.seed = policy.eval(), execute, ensemble, seed
+        self.spec = policy.config.spec()
         self._rows, self._grows, stride = rows, policy.config.grows, policy.config.stride
         self.watches = policy.config.window > 1 and stride % execute > 0
         self._shown = execute if self.watches else 1  # most frames that are new to a call of `act`
         self._apart = stride if self.watches else max(1, stride // execute)  # frames shown per frame of a window
         self._device = next(policy.parameters()).device
-        self._texts: OrderedDict[str, Text] = OrderedDict()
+        self._texts: OrderedDict[str, Any] = OrderedDict()
 
     def start(self, instruction: str) -> EpisodeMemory:
         """The memory of an episode that begins now."""
@@ -154,25 +158,25 @@ class PolicyController(Policy):
         batch = {name: _filled(x, rows) for name, x in self._batch(shown).items()}
         present = _filled(torch.tensor([len(frames) - 1 for frames in shown], device=self._device), rows)
         texts = [self._read(memory.instruction) for memory in memories]
-        text = stack(texts + texts[:1] * (rows - len(texts)))
-        media, low = self.policy.see(batch["rgb_static"], batch.get("rgb_gripper")), self.policy.low_dimensional(batch)
-        seen = media if self.policy.joins_window else self.policy.fuse(media, low, text)
+        text = self.policy.stack(texts + texts[:1] * (rows - len(texts)))
+        seen = self.policy.look(batch, text)
         histories = [
             torch.cat([row[: len(frames)]] if memory.frames is None else [memory.frames, row[: len(frames)]])
             for row, frames, memory in zip(seen, shown, memories, strict=False)  # fillers come after
         ]
         features, at = self._windows(histories)
+        now = {name: frame_at(x, present) for name, x in batch.items()}
         if self.policy.joins_window:
-            features, at = self.policy.fuse(_filled(features, rows), frame_at(low, present), text), at.new_zeros(rows)
-        chunks = self._chunks(features, at, self._noise(memories), frame_at(batch["robot_obs"], present))
+            features, at = self.policy.join(_filled(features, rows), now, text), at.new_zeros(rows)
+        chunks = self._chunks(features, at, self._noise(memories), now.get(ROBOT_OBS))
         return self._give_away(chunks[: len(memories)], histories, memories)
 
-    def _chunks(self, features: Tensor, at: Tensor, noise: Tensor | None, robot_obs: Tensor) -> np.ndarray:
-        """Features (B, T, D) and where their last frames are (B,) -> soft commands of chunks (B or more, K, C)."""
-        rows = len(robot_obs) if self._rows is None else -(-len(robot_obs) // HEAD_ROWS) * HEAD_ROWS
-        noise = None if noise is None else _filled(noise, rows)
-        prediction = self.policy.head.predict(_filled(features, rows), noise, at=_filled(at, rows))
-        return self.policy.commands(prediction, _filled(robot_obs, rows))[:, 0].cpu().numpy()
+    def _chunks(self, features: Tensor, at: Tensor, noise: Tensor | None, robot_obs: Tensor | None) -> np.ndarray:
+        """Features (B, T, D) and where their last frames are (B,) -> commands of whole chunks (B or more, K, 7)."""
+        rows = len(features) if self._rows is None else -(-self._rows // HEAD_ROWS) * HEAD_ROWS
+        noise, robot_obs = (None if x is None else _filled(x, rows) for x in (noise, robot_obs))
+        prediction = self.policy.decide(_filled(features, rows), noise, at=_filled(at, rows))
+        return self.policy.commands(prediction, robot_obs)[:, 0].cpu().numpy()
 
     def _give_away(
         self, chunks: np.ndarray, histories: Sequence[Tensor], memories: Sequence[EpisodeMemory]
@@ -189,30 +193,36 @@ class PolicyController(Policy):
 
     def _batch(self, shown: Sequence[Sequence[Observation]]) -> dict[str, Tensor]:
         """What episodes were shown since the last call, as the policy takes it: (B, n, ...), filled up behind."""
-        config = self.policy.config
+        cameras = self.policy.config.cameras
         every = [frame for frames in shown for frame in (*frames, *[frames[-1]] * (self._shown - len(frames)))]
-        both = config.backbone.fusion != "static_only"
-        if any(STATIC not in o.images or (both and GRIPPER not in o.images) for o in every):
-            raise UserError("the policy sees images, and the environment renders none: choose a renderer")
-        arrays = {
-            "rgb_static": [resize_image(o.images[STATIC], config.static_size) for o in every],
-            "robot_obs": [o.state[ROBOT_OBS].astype(np.float32) for o in every],
-        }
-        if both:
-            arrays["rgb_gripper"] = [resize_image(o.images[GRIPPER], config.gripper_size) for o in every]
-        for name in config.vectors:
-            if any(name not in o.state for o in every):
-                raise UserError(f"the policy reads {name!r}, which the observation's state lacks")
+        for observation in every:
+            self._refuse_what_lacks(observation)
+        arrays = {name: [resize_image(o.images[name], cameras[name].size) for o in every] for name in self.spec.cameras}
+        for name in self.spec.state:
             arrays[name] = [np.asarray(o.state[name], np.float32) for o in every]
         return {
             name: torch.from_numpy(np.stack(rows)).unflatten(0, (len(shown), -1)).to(self._device, non_blocking=True)
             for name, rows in arrays.items()
         }
 
-    def _read(self, sentence: str) -> Text:
+    def _refuse_what_lacks(self, seen: Observation) -> None:
+        """Names what the policy reads and the observation does not have."""
+        for kind, names, there in (("images", self.spec.cameras, seen.images), ("states", self.spec.state, seen.state)):
+            if missing := [name for name in names if name not in there]:
+                held = f"has {', '.join(there)}" if there else "has none"
+                hint = "" if there or kind == "states" else ": choose a renderer"
+                raise UserError(f"the policy reads {', '.join(missing)}; of {kind} the observation {held}{hint}")
+        for name, size in self.spec.state.items():
+            if np.shape(seen.state[name]) != (size,):
+                raise UserError(
+                    f"the policy reads {size} numbers of {name}; the observation's have shape "
+                    f"{np.shape(seen.state[name])}"
+                )
+
+    def _read(self, sentence: str) -> Any:
         """An instruction, read once for as long as episodes last."""
         if sentence not in self._texts:
-            self._texts[sentence] = self.policy.read([sentence], self.policy.config.backbone.language.max_tokens)
+            self._texts[sentence] = self.policy.read([sentence], padded=True)
             if len(self._texts) > KEPT_TEXTS:
                 self._texts.popitem(last=False)
         return self._texts[sentence]
@@ -230,10 +240,10 @@ class PolicyController(Policy):
         return torch.stack(rows), torch.tensor(last, device=histories[0].device)
 
     def _noise(self, memories: Sequence[EpisodeMemory]) -> Tensor | None:
-        """Noise (B, 1, K, C) for heads that sample, drawn by seed and step: an episode repeats itself exactly."""
-        if not self.policy.head.samples:
+        """Noise (B, 1, K, C) for policies that sample, drawn by seed and step: an episode repeats itself exactly."""
+        if not self.policy.samples:
             return None
-        rows, shape = [], (1, self.policy.config.chunk, self.policy.head.actions.code_size)
+        rows, shape = [], (1, self.policy.config.chunk, self.policy.actions.code_size)
         for memory in memories:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + memory.step)
             rows.append(torch.randn(shape, generator=generator))

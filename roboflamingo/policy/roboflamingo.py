@@ -7,7 +7,8 @@ K chunk, D width, A numbers in an action, C in its code. The module keeps nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,15 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from calvin_eval.calvin import ROBOT_OBS, SCENE_OBS
 from roboflamingo.backbone import Flamingo, Text
-from roboflamingo.heads import Draws, Prediction, build_head
-from roboflamingo.policy.actions import action_space
+from roboflamingo.backbone.flamingo import FlamingoLayer, stack
+from roboflamingo.heads import Actions, Draws, Prediction, build_head
+from roboflamingo.policy.base import LearnedPolicy
 from roboflamingo.policy.config import PolicyConfig
-from roboflamingo.policy.inputs import AUXILIARY_SIZE, auxiliary_targets, random_shift, state_vector
+from roboflamingo.policy.inputs import AUXILIARY_SIZE, auxiliary_targets, random_shift
 from roboflamingo.policy.pooling import Pooling
+from roboflamingo.policy.trainable import PARTS, Wanted, chosen_parameters, idle_parameters
+
+TOKENIZER = "tokenizer"
 
 
-class RoboFlamingo(nn.Module):
+class RoboFlamingo(LearnedPolicy):
     """The policy as a module.
 
     Args:
@@ -32,17 +38,18 @@ class RoboFlamingo(nn.Module):
         empty: see `Flamingo`.
     """
 
+    PARTS = PARTS
+
     def __init__(
         self, config: PolicyConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, empty: bool = False
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.backbone = Flamingo(config.backbone, tokenizer, empty=empty)
+        super().__init__(config)
+        self.backbone = Flamingo(config.backbone, tokenizer, cameras=len(config.cameras), empty=empty)
         self.pooling = Pooling(config.pooling, self.backbone.width)
         self.joins_window = config.backbone.fusion == "vit_concat"
-        self.action_space = action_space(config.actions, config.statistics.get("actions"), config.action_parts)
         window = 1 if self.joins_window else config.window
         self.head = build_head(config.head, self.action_space.spec, config.features, config.chunk, window)
+        self.samples = self.head.samples
         # Tokens of different frames look alike to the text but for these.
         self.frame_embedding: nn.Parameter | None = None
         if self.joins_window:
@@ -51,85 +58,96 @@ class RoboFlamingo(nn.Module):
         if config.auxiliary_weight > 0:
             self.auxiliary = nn.Linear(self.backbone.visual_size, AUXILIARY_SIZE)
 
+    @property
+    def actions(self) -> Actions:
+        """The head's."""
+        return self.head.actions
+
     def loss(self, batch: Mapping[str, Any], draws: Draws | None = None) -> dict[str, Tensor]:
         """What to backpropagate ("loss") and its parts, over the steps inside the segments.
 
         Args:
-            batch: rgb_static (B, T, H, W, 3), rgb_gripper (B, T, h, w, 3) unless fusion is static_only,
-                robot_obs (B, T, 15), actions (B, T, K, A), action_mask (B, T, K), frame_mask (B, T), instruction
-                (B sentences); what `config.vectors` names (B, T, n); scene_obs (B, T, 24) for the auxiliary loss.
+            batch: images (B, T, H, W, 3) uint8 of every camera of `config.seen`, actions (B, T, K, A), action_mask
+                (B, T, K), frame_mask (B, T), instruction (B sentences); what `config.vectors` names (B, T, n);
+                robot_obs (B, T, 15) where something reads it, and scene_obs (B, T, 24) for the auxiliary loss.
             draws: noise of heads that sample (see `Head.loss`), for every frame of the windows.
         """
-        static, gripper = batch["rgb_static"], batch.get("rgb_gripper")
+        images = self.images(batch)
         if self.training:
-            static = random_shift(static, self.config.static_shift)
-            gripper = None if gripper is None else random_shift(gripper, self.config.gripper_shift)
-        media = self.see(static, gripper)
+            shifts = [self.config.cameras[name].shift for name in self.config.seen]
+            images = [random_shift(each, shift) for each, shift in zip(images, shifts, strict=True)]
+        media = self.see(images)
         features = self.fuse(media, self.low_dimensional(batch), self.read(batch["instruction"]))
         mask = batch["action_mask"] & batch["frame_mask"].unsqueeze(-1)
         frames = slice(-1, None) if self.joins_window else slice(None)
         drawn = () if draws is None else (Draws(*(part[:, frames] for part in draws)),)
         losses = self.head.loss(features, self.targets(batch)[:, frames], mask[:, frames], *drawn)
-        if self.auxiliary is not None and "scene_obs" in batch:
-            target = auxiliary_targets(batch["robot_obs"], batch["scene_obs"])
+        if self.auxiliary is not None and SCENE_OBS in batch:
+            target = auxiliary_targets(batch[ROBOT_OBS], batch[SCENE_OBS])
             error = F.smooth_l1_loss(self.auxiliary(media.flatten(2)), target, beta=0.1, reduction="none").mean(-1)
             weight = batch["frame_mask"].to(error.dtype)
             losses["auxiliary"] = (error * weight).sum() / weight.sum().clamp(min=1.0)
             losses["loss"] = losses["loss"] + self.config.auxiliary_weight * losses["auxiliary"]
         return losses
 
-    def predict(self, batch: Mapping[str, Any], noise: Tensor | None = None) -> Prediction:
-        """A chunk of actions at every frame of a batch (see `loss`); where fusion joins frames, at the last.
+    def look(self, batch: Mapping[str, Any], text: Text) -> Tensor:
+        """Vectors of frames (B, n, D), or visual tokens (B, n, R, Dv) where fusion joins frames."""
+        media = self.see(self.images(batch))
+        return media if self.joins_window else self.fuse(media, self.low_dimensional(batch), text)
 
-        Heads that sample do so from noise (B, T, K, C), drawn anew where it is None.
-        """
-        if noise is not None and self.joins_window:
-            noise = noise[:, -1:]
-        return self.head.predict(self.features(batch), noise)
+    def join(self, frames: Tensor, batch: Mapping[str, Any], text: Text) -> Tensor:
+        """Visual tokens of windows (B, T, R, Dv) -> (B, 1, D), with the last frame's low-dimensional inputs."""
+        return self.fuse(frames, self.low_dimensional(batch), text)
 
-    def features(self, batch: Mapping[str, Any]) -> Tensor:
-        """What the head reads of a batch (see `fuse`)."""
-        media = self.see(batch["rgb_static"], batch.get("rgb_gripper"))
-        return self.fuse(media, self.low_dimensional(batch), self.read(batch["instruction"]))
+    def decide(self, frames: Tensor, noise: Tensor | None = None, *, at: Tensor | None = None) -> Prediction:
+        """The head's prediction."""
+        return self.head.predict(frames, noise, at=at)
 
-    def targets(self, batch: Mapping[str, Any]) -> Tensor:
-        """What the head is to predict (B, T, K, A)."""
-        return self.action_space.encode(batch["actions"], batch["robot_obs"])
+    def see(self, images: Sequence[Tensor]) -> Tensor:
+        """Images (B, T, H, W, 3) uint8 of every camera -> tokens (B, T, R, Dv)."""
+        return self.backbone.see([each.flatten(0, 1) for each in images]).unflatten(0, images[0].shape[:2])
 
-    def commands(self, prediction: Prediction, robot_obs: Tensor) -> Tensor:
-        """Soft commands (..., K, C) from predictions at frames with robot states (..., 15).
-
-        They can be averaged; `heads.actions.as_commands` makes commands of them.
-        """
-        return self.action_space.decode(self.head.actions.soft(prediction).double(), robot_obs.double())
-
-    def see(self, static: Tensor, gripper: Tensor | None) -> Tensor:
-        """Images (B, T, H, W, 3) and, unless fusion is static_only, (B, T, h, w, 3) uint8 -> tokens (B, T, R, Dv)."""
-        close = None if gripper is None else gripper.flatten(0, 1)
-        return self.backbone.see(static.flatten(0, 1), close).unflatten(0, static.shape[:2])
-
-    def read(self, instruction: Sequence[str], length: int | None = None) -> Text:
+    def read(self, instruction: Sequence[str], *, padded: bool = False) -> Text:
         """B sentences as far as they can be read without images.
 
         Args:
             instruction: the sentences.
-            length: tokens to which all are padded; None for those of the longest.
+            padded: to `language.max_tokens`; else to the longest.
         """
         device = next(self.parameters()).device
         dropout = self.config.word_dropout if self.training else 0.0
         ids, is_text, sees = self.backbone.instructions.batch(instruction, device, dropout)
-        if length is not None:
-            missing = (0, length - ids.shape[1])
+        if padded:
+            missing = (0, self.config.backbone.language.max_tokens - ids.shape[1])
             padding = self.backbone.instructions.tokenizer.pad_token_id
             ids, is_text = F.pad(ids, missing, value=padding), F.pad(is_text, missing, value=False)
             sees = None if sees is None else F.pad(sees, missing, value=True)
         return self.backbone.read(ids, is_text, sees)
 
-    def low_dimensional(self, batch: Mapping[str, Any]) -> Tensor:
-        """Robot state and named vectors (B, T, n), normalised."""
-        parts = [state_vector(batch["robot_obs"], self.config.state)]
-        parts += [self.config.statistics[name].normalise(batch[name]) for name in self.config.vectors]
-        return torch.cat(parts, dim=-1)
+    def stack(self, texts: Sequence[Text]) -> Text:
+        """Texts that were padded, as one."""
+        return stack(texts)
+
+    def idle(self) -> set[int]:
+        """What follows the hidden states that are read."""
+        return idle_parameters(self.backbone)
+
+    def chosen(self, wanted: Wanted, *, everything: bool) -> set[int]:
+        """What `wanted` names; copies of the cross-attention never train."""
+        some = self.parameters() if everything else chosen_parameters(self, self.backbone, wanted)
+        copies = {id(p) for layer in self.backbone.layers if layer.res_layer for p in layer.res_layer.parameters()}
+        return {id(parameter) for parameter in some} - copies
+
+    def large_layers(self) -> Iterator[nn.Module]:
+        """The decoder layers of the language model and the cross-attention between them, which run one by one."""
+        for module in self.modules():
+            if isinstance(module, FlamingoLayer):
+                yield from module.children()
+
+    def save_beside(self, folder: Path) -> None:
+        """The language model's tokenizer, unless the words in the config make it."""
+        if not self.config.backbone.language.words:
+            self.backbone.instructions.tokenizer.save_pretrained(folder / TOKENIZER)
 
     def fuse(self, media: Tensor, low_dimensional: Tensor, text: Text) -> Tensor:
         """Visual tokens (B, T, R, Dv), (B, T, n) and B instructions -> one vector a frame (B, T, D).
@@ -142,8 +160,9 @@ class RoboFlamingo(nn.Module):
             pooled = self._pooled(joined, text).unsqueeze(1)
             return torch.cat([pooled, low_dimensional[:, -1:].to(pooled.dtype)], dim=-1)
         if self.config.backbone.fusion == "two_way":
-            cameras = torch.stack(media.chunk(2, dim=2), dim=2).flatten(0, 2)  # both of a frame in a row
-            pooled = self._pooled(cameras, text).unflatten(0, (-1, window, 2)).flatten(2)
+            count = self.backbone.cameras
+            cameras = torch.stack(media.chunk(count, dim=2), dim=2).flatten(0, 2)  # all of a frame in a row
+            pooled = self._pooled(cameras, text).unflatten(0, (-1, window, count)).flatten(2)
         else:
             pooled = self._pooled(media.flatten(0, 1), text).unflatten(0, (-1, window))
         return torch.cat([pooled, low_dimensional.to(pooled.dtype)], dim=-1)

@@ -9,16 +9,13 @@ from pathlib import Path
 from calvin_eval.calvin import CALVIN_ACTIONS
 from calvin_eval.specs import ActionSpec
 from roboflamingo.policy.actions import Statistics, with_action_statistics
-from roboflamingo.policy.config import PolicyConfig
-from roboflamingo.policy.roboflamingo import RoboFlamingo
+from roboflamingo.policy.base import LearnedPolicy, policy_kind
+from roboflamingo.policy.base_config import BasePolicyConfig
 from roboflamingo.training.config import ConfigError, TrainConfig
 from roboflamingo.training.extras import check_extras
 from roboflamingo.training.optimizer import weight_decay_groups
 from roboflamingo.training.trainable import choose_trainable
 from roboflamingo.weights.checkpoint import CONFIG, WEIGHTS
-from roboflamingo.weights.hub import checkpoint_file, clip_file, language_folder
-from roboflamingo.weights.making import make_policy, read_language
-from roboflamingo.weights.tokenizer import read_tokenizer
 
 STAND_IN = Statistics((0.0,), (1.0,))
 """Of a vector whose length only the data tell."""
@@ -34,7 +31,7 @@ def check_beforehand(config: TrainConfig) -> None:
         WeightsError: published weights are missing. Says what to put where.
     """
     check_extras(config)
-    policy = _dry_policy(config)
+    policy = policy_kind(config.policy.kind).outline(_with_stand_ins(config.policy), fresh=config.start_from is None)
     choose_trainable(policy, config)
     weight_decay_groups(policy, 0.0, config.optimizer.decay_only)
     _check_space(policy, config)
@@ -53,26 +50,7 @@ def check_start(folder: Path) -> None:
             )
 
 
-def _dry_policy(config: TrainConfig) -> RoboFlamingo:
-    """The policy that will be trained, but for weights, words and statistics."""
-    policy, tokenizer = config.policy, None
-    backbone = policy.backbone
-    if config.start_from is None and backbone.weights == "published":
-        if backbone.language.source is None or backbone.vision.source is None:
-            return make_policy(policy)  # which says what is missing
-        folder = language_folder(backbone.language.source)
-        clip_file(backbone.vision.source)
-        if backbone.checkpoint is not None:
-            checkpoint_file(backbone.checkpoint)
-        tokenizer, _ = read_tokenizer(folder)
-        language = read_language(folder, backbone.language, len(tokenizer))
-        policy = replace(policy, backbone=replace(backbone, language=language))
-    dry = RoboFlamingo(_with_stand_ins(policy), tokenizer, empty=True)
-    dry.backbone.add_low_rank_updates()
-    return dry
-
-
-def _with_stand_ins(policy: PolicyConfig) -> PolicyConfig:
+def _with_stand_ins(policy: BasePolicyConfig) -> BasePolicyConfig:
     """The same with words and statistics as if data had been read."""
     missing = {name: STAND_IN for name in policy.vectors if name not in policy.statistics}
     if policy.actions == "absolute" and "actions" not in policy.statistics:
@@ -83,7 +61,7 @@ def _with_stand_ins(policy: PolicyConfig) -> PolicyConfig:
     return replace(policy, statistics=policy.statistics | missing).with_words(["word"])
 
 
-def _check_space(policy: RoboFlamingo, config: TrainConfig) -> None:
+def _check_space(policy: LearnedPolicy, config: TrainConfig) -> None:
     """Compares the disk with what the run leaves: its state and policies, one of each in the making."""
     run = Path(config.run)
     need, there = space_of(policy, config), shutil.disk_usage(run).free
@@ -97,7 +75,7 @@ def _check_space(policy: RoboFlamingo, config: TrainConfig) -> None:
         )
 
 
-def space_of(policy: RoboFlamingo, config: TrainConfig) -> int:
+def space_of(policy: LearnedPolicy, config: TrainConfig) -> int:
     """Bytes that a run needs on the disk: `last.ckpt`, `policy`, `policy_best`, and a second copy of one of each.
 
     A snapshot of every epoch comes on top.

@@ -16,7 +16,7 @@ from torch import nn
 
 from calvin_eval.system.files import naming, write_atomic
 from calvin_eval.system.provenance import BLOCK
-from roboflamingo.policy.roboflamingo import RoboFlamingo
+from roboflamingo.policy.base import LearnedPolicy
 from roboflamingo.training.config import ConfigError
 from roboflamingo.training.sharding import whole
 from roboflamingo.weights.checkpoint import save_policy
@@ -164,7 +164,7 @@ def load_trained_weights(module: nn.Module, weights: dict[str, torch.Tensor]) ->
     module.load_state_dict(weights, strict=False)
 
 
-def save_policy_whole(policy: RoboFlamingo, folder: Path, *, write: bool = True) -> None:
+def save_policy_whole(policy: LearnedPolicy, folder: Path, *, write: bool = True) -> None:
     """Saves a policy so that `folder` is at any time the old or the new one, or for an instant missing.
 
     Args:

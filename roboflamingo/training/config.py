@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, BELOW_ONE, COUNT, INSIDE_ONE, SEED, SHARE, check_ranges
+from roboflamingo.policy.base_config import BasePolicyConfig
 from roboflamingo.policy.config import PolicyConfig
 
 
@@ -166,7 +167,7 @@ class TrainConfig:
     Attributes:
         run: the folder for everything the run leaves. Where it holds an unfinished run, that is continued.
         data: which demonstrations are trained on.
-        policy: what is trained.
+        policy: what is trained; its `kind` says which keys there are.
         trainable: which of its weights.
         optimizer: how it is trained.
         start_from: a policy folder; training starts with its weights and sizes instead of `policy`.
@@ -211,7 +212,7 @@ class TrainConfig:
 
     run: str
     data: DataConfig
-    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    policy: BasePolicyConfig = field(default_factory=PolicyConfig)
     trainable: TrainableConfig = field(default_factory=TrainableConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     start_from: str | None = None
@@ -290,8 +291,7 @@ class TrainConfig:
     @property
     def trains_everything(self) -> bool:
         """What `trainable.everything` comes to."""
-        published = self.policy.backbone.weights == "published"
-        return not published if self.trainable.everything is None else self.trainable.everything
+        return not self.policy.pretrained if self.trainable.everything is None else self.trainable.everything
 
     @property
     def windows_a_step(self) -> int:

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from calvin_eval.calvin import CALVIN_ACTIONS
+from calvin_eval.calvin import CALVIN_ACTIONS, GRIPPER, SCENE_OBS, STATIC
 from calvin_eval.specs import ActionSpec
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.frames import PackSettings, vector_length
@@ -23,7 +23,7 @@ from roboflamingo.data.split import folder_at, read_split
 from roboflamingo.data.store import read_sealed, write_sealed
 from roboflamingo.data.windows import Windows, to_tensors
 from roboflamingo.policy.actions import pose_statistics, vector_statistics, with_action_statistics
-from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.base_config import Config
 from roboflamingo.training.config import ConfigError, TrainConfig
 
 DATA = "data.json"
@@ -82,13 +82,15 @@ def pack_settings(config: TrainConfig) -> PackSettings:
         DataError: the first frame has no vector of a name that the policy reads.
     """
     data, policy = config.data, config.policy
+    if unknown := [name for name in policy.seen if name not in (STATIC, GRIPPER)]:
+        raise DataError(f"policy.cameras has {', '.join(unknown)}; CALVIN's are {STATIC} and {GRIPPER}")
     settings = PackSettings(
-        policy.static_size,
-        policy.gripper_size,
+        policy.cameras[STATIC].size,
+        policy.cameras[GRIPPER].size if GRIPPER in policy.seen else 1,
         "actions" if policy.actions == "absolute" else "rel_actions",
         data.language,
-        gripper=policy.backbone.fusion != "static_only",
-        scene=policy.auxiliary_weight > 0 or "scene_obs" in policy.vectors,
+        gripper=GRIPPER in policy.seen,
+        scene=SCENE_OBS in policy.privileged or SCENE_OBS in policy.vectors,
         out_of_range=data.out_of_range,
     )
     further = [name for name in policy.vectors if name not in ("robot_obs", "scene_obs")]
@@ -152,7 +154,7 @@ def _check_same_folders(run: Path, folders: list[Path]) -> None:
         )
 
 
-def with_statistics(policy: PolicyConfig, training: Windows) -> PolicyConfig:
+def with_statistics(policy: Config, training: Windows) -> Config:
     """The same policy with what it needs to know of the training data: words, stride, what its vectors are like."""
     policy = replace(policy.with_words(training.instructions), stride=training.stride)
     missing = [name for name in policy.vectors if name not in policy.statistics]

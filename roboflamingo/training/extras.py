@@ -13,11 +13,8 @@ def check_extras(config: TrainConfig) -> None:
     Raises:
         ConfigError: it does. Names key and value, library and the command that installs it.
     """
-    if config.policy.head.kind == "diffusion":
-        _require("diffusers", "policy.head.kind diffusion", "diffusion")
-    lora = config.policy.backbone.lora
-    if lora.language or lora.vision:
-        _require("peft", "policy.backbone.lora", "lora")
+    for library, (wish, extra) in config.policy.libraries.items():
+        _require(library, wish, extra)
     if config.optimizer.kind == "adamw_8bit":
         _require("bitsandbytes", "optimizer.kind adamw_8bit", "adam8bit")
     if "wandb" in config.loggers:

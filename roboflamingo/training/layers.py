@@ -13,38 +13,35 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.utils.checkpoint import checkpoint
 
-from roboflamingo.backbone.flamingo import FlamingoLayer
-from roboflamingo.policy.roboflamingo import RoboFlamingo
+from roboflamingo.policy.base import LearnedPolicy
 
 
-def language_layers(policy: RoboFlamingo) -> Iterator[nn.Module]:
-    """The decoder layers of the language model and the cross-attention between them, which run one by one."""
-    for module in policy.modules():
-        if isinstance(module, FlamingoLayer):
-            yield from module.children()
-
-
-def repeated_layers(policy: RoboFlamingo) -> Iterator[nn.Module]:
-    """All layers that stand in lists, those of vision encoder, resampler, language model and head."""
-    yield from language_layers(policy)
+def repeated_layers(policy: LearnedPolicy) -> Iterator[nn.Module]:
+    """The large layers, and all others that stand in lists, but for those that hold such layers themselves."""
+    large = list(policy.large_layers())
+    yield from large
+    inner = {id(layer) for layer in large}
     for module in policy.modules():
         if isinstance(module, nn.ModuleList):
-            yield from (layer for layer in module if not isinstance(layer, FlamingoLayer | nn.ModuleList))
+            for layer in module:
+                inside = list(layer.modules())
+                if not any(isinstance(part, nn.ModuleList) or id(part) in inner for part in inside):
+                    yield layer
 
 
-def checkpoint_activations(policy: RoboFlamingo) -> None:
-    """Makes decoder and cross-attention layers keep nothing but their inputs for the backward pass."""
-    for layer in language_layers(policy):
+def checkpoint_activations(policy: LearnedPolicy) -> None:
+    """Makes large layers keep nothing but their inputs for the backward pass."""
+    for layer in policy.large_layers():
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def compile_layers(policy: RoboFlamingo) -> None:
-    """Compiles decoder and cross-attention layers, in place; equal ones share the result."""
-    for layer in language_layers(policy):
+def compile_layers(policy: LearnedPolicy) -> None:
+    """Compiles large layers, in place; equal ones share the result."""
+    for layer in policy.large_layers():
         layer.compile()
 
 
-def shard(policy: RoboFlamingo, mesh: DeviceMesh) -> None:
+def shard(policy: LearnedPolicy, mesh: DeviceMesh) -> None:
     """Gives every process of a mesh its share of all weights (FSDP2), gathered for a layer while it computes.
 
     The root gathers its own again in the backward pass, too: between two passes no process then holds anything

@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from roboflamingo.policy.roboflamingo import RoboFlamingo
+from roboflamingo.policy.base import LearnedPolicy
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.finite import FiniteWatch, stops
 from roboflamingo.training.layers import shard
@@ -41,7 +41,7 @@ class PolicyModule(LightningModule):
         learning_rate: of the last step.
     """
 
-    def __init__(self, policy: RoboFlamingo, config: TrainConfig, progress: Progress, watch: FiniteWatch) -> None:
+    def __init__(self, policy: LearnedPolicy, config: TrainConfig, progress: Progress, watch: FiniteWatch) -> None:
         super().__init__()
         self.policy, self.config, self.progress, self.watch = policy, config, progress, watch
         self._first_batch = progress.step * config.accumulate

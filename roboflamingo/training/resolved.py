@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from calvin_eval.system.files import write_text
-from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.base_config import BasePolicyConfig
 from roboflamingo.training.config import ConfigError, DataConfig, TrainConfig
 
 FREE_TO_CHANGE = frozenset(
@@ -58,7 +58,8 @@ def check_same_config(config: TrainConfig, path: Path) -> None:
     """
     old = _flat(_read(path))
     new = _flat(plain(config))
-    before = _flat(plain(TrainConfig(run="", data=DataConfig(folders={"": 1.0}), max_steps=1))) | old
+    default = TrainConfig(run="", data=DataConfig(folders={"": 1.0}), policy=type(config.policy)(), max_steps=1)
+    before = _flat(plain(default)) | old
     before["policy.stride"] = old.get("policy.stride", before["data.stride"])  # training fills it in
     for key in sorted((old.keys() | new.keys()) - FREE_TO_CHANGE):
         if before.get(key) != new.get(key):
@@ -68,9 +69,9 @@ def check_same_config(config: TrainConfig, path: Path) -> None:
             )
 
 
-def unused_keys(given: PolicyConfig, started: PolicyConfig) -> list[str]:
+def unused_keys(given: BasePolicyConfig, started: BasePolicyConfig) -> list[str]:
     """Keys of a policy that were set, as "policy.window = 4", and that another policy's values stand in for."""
-    default, mine, theirs = (_flat(_plain(asdict(policy)), "policy.") for policy in (PolicyConfig(), given, started))
+    default, mine, theirs = (_flat(_plain(asdict(policy)), "policy.") for policy in (type(given)(), given, started))
     filled = (
         "policy.statistics.",
         "policy.backbone.language.words",
@@ -117,5 +118,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         if f"{prefix}{key}" == "data.folders" and isinstance(value, dict):
             value = list(value.values())
+        elif f"{prefix}{key}" == "policy.cameras" and isinstance(value, dict):
+            flat["policy.cameras"] = list(value)  # their order matters
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

@@ -8,10 +8,9 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
-from torch import nn
 
+from roboflamingo.policy.base import LearnedPolicy
 from roboflamingo.training.config import TrainConfig
-from roboflamingo.training.trainable import part_of
 
 
 @dataclass
@@ -41,17 +40,17 @@ class Part:
             self.frozen, self.frozen_tensors = self.frozen + parameter.numel(), self.frozen_tensors + 1
 
 
-def parts_of(module: nn.Module) -> dict[str, Part]:
-    """Counts by part (see `trainable.py`), in the order of the module's parameters, each tensor once."""
+def parts_of(policy: LearnedPolicy) -> dict[str, Part]:
+    """Counts by part (see `LearnedPolicy.part_of`), in the order of the policy's parameters, each tensor once."""
     parts: dict[str, Part] = {}
-    for name, parameter in module.named_parameters():
-        parts.setdefault(part_of(name), Part()).add(parameter)
+    for name, parameter in policy.named_parameters():
+        parts.setdefault(policy.part_of(name), Part()).add(parameter)
     return parts
 
 
-def summary(module: nn.Module, config: TrainConfig) -> RenderableType:
+def summary(policy: LearnedPolicy, config: TrainConfig) -> RenderableType:
     """The table of parts, and below it batch and learning rate with all that they come from."""
-    parts = parts_of(module)
+    parts = parts_of(policy)
     table = Table("part", box=SIMPLE_HEAD, show_edge=False)
     for column in ("trained", "tensors", "frozen", "tensors", "memory"):
         table.add_column(column, justify="right")

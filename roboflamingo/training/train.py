@@ -19,7 +19,7 @@ from rich.console import Console
 from calvin_eval.system.locks import folder_lock
 from roboflamingo.backbone.filling import halve
 from roboflamingo.data.windows import Windows
-from roboflamingo.policy.roboflamingo import RoboFlamingo
+from roboflamingo.policy.base import LearnedPolicy, policy_kind
 from roboflamingo.training.beforehand import check_beforehand, check_start
 from roboflamingo.training.checkpoint import check_state, load_state, load_trained_weights
 from roboflamingo.training.config import TrainConfig
@@ -33,9 +33,8 @@ from roboflamingo.training.progress import Progress
 from roboflamingo.training.resolved import check_same_config, unused_keys, write_config
 from roboflamingo.training.session import Session
 from roboflamingo.training.stopping import Patience
-from roboflamingo.training.trainable import choose_trainable, idle_parameters
+from roboflamingo.training.trainable import choose_trainable
 from roboflamingo.weights.checkpoint import CONFIG, load_policy, read_config
-from roboflamingo.weights.making import make_policy
 
 
 class TrainingStopped(Exception):  # noqa: N818 (it is no error)
@@ -122,7 +121,7 @@ def _train(config: TrainConfig, console: Console) -> Path:
     if config.start_from is None:
         half = config.frozen_precision == "bf16" and not config.trains_everything
         trained = [part for part in ("vision", "language") if getattr(config.trainable, part)]
-        policy = make_policy(config.policy, half=half, trained=trained)
+        policy = policy_kind(config.policy.kind).make(config.policy, half=half, trained=trained)
     else:
         policy = load_policy(config.start_from)
     choose_trainable(policy, config)
@@ -133,7 +132,7 @@ def _train(config: TrainConfig, console: Console) -> Path:
 
 
 def fit(
-    policy: RoboFlamingo,
+    policy: LearnedPolicy,
     config: TrainConfig,
     windows: tuple[Windows, Windows | None],
     saved: dict[str, Any] | None,
@@ -210,14 +209,14 @@ def _trainer(config: TrainConfig, session: Session, strategy: Strategy | str) ->
     )
 
 
-def _strategy(config: TrainConfig, policy: RoboFlamingo) -> Strategy | str:
+def _strategy(config: TrainConfig, policy: LearnedPolicy) -> Strategy | str:
     """How processes share the work; one process alone shares nothing."""
     processes = config.devices * config.nodes
     if processes == 1:
         return "auto"
     if config.strategy == "fsdp":
         return ModelParallelStrategy(data_parallel_size=processes, tensor_parallel_size=1)
-    idle = idle_parameters(policy)  # which `choose_trainable` leaves out, and a policy of the caller's perhaps not
+    idle = policy.idle()  # which `choose_trainable` leaves out, and a policy of the caller's perhaps not
     unused = any(p.requires_grad and id(p) in idle for p in policy.parameters())
     return DDPStrategy(gradient_as_bucket_view=True, find_unused_parameters=unused)
 

@@ -11,12 +11,12 @@ from lightning.pytorch import Trainer
 from roboflamingo.data.windows import last_frames
 from roboflamingo.heads import Draws, Prediction
 from roboflamingo.heads.base import frame_at, prediction_at
-from roboflamingo.policy.roboflamingo import RoboFlamingo
+from roboflamingo.policy.base import LearnedPolicy
 
 
 @torch.no_grad()
 def validate(
-    policy: RoboFlamingo,
+    policy: LearnedPolicy,
     batches: Iterable[dict[str, Any]],
     trainer: Trainer,
     count: int | None = None,
@@ -64,11 +64,11 @@ def validate(
     return {name: (sums[name][0] / sums[name][1]).item() for name in names}
 
 
-def _draws(policy: RoboFlamingo, numbers: Iterable[Sequence[int]]) -> list[Draws] | None:
+def _draws(policy: LearnedPolicy, numbers: Iterable[Sequence[int]]) -> list[Draws] | None:
     """What a head that samples draws for each batch, a pure function of the windows' numbers; None for others."""
-    if not policy.head.samples:
+    if not policy.samples:
         return None
-    frames, shape = policy.config.window, (policy.config.chunk, policy.head.actions.code_size)
+    frames, shape = policy.config.window, (policy.config.chunk, policy.actions.code_size)
 
     def of_window(number: int) -> Draws:
         random = torch.Generator().manual_seed(number)
@@ -78,7 +78,7 @@ def _draws(policy: RoboFlamingo, numbers: Iterable[Sequence[int]]) -> list[Draws
 
 
 def _action_errors(
-    policy: RoboFlamingo, prediction: Prediction, batch: dict[str, Any]
+    policy: LearnedPolicy, prediction: Prediction, batch: dict[str, Any]
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Sum and count of each error over the actions that the last frame's chunk has within its segment."""
     last = last_frames(batch["frame_mask"])
@@ -89,5 +89,5 @@ def _action_errors(
     said = {name: parameters[:, 0][inside] for name, parameters in prediction_at(prediction, at).items()}
     return {
         f"val_{name}": (error.sum(), torch.tensor(error.numel(), device=error.device))
-        for name, error in policy.head.actions.errors(said, action).items()
+        for name, error in policy.actions.errors(said, action).items()
     }

@@ -1,4 +1,6 @@
-"""Saves and loads policies: a folder with weights (safetensors), the resolved config, a tokenizer, and checksums.
+"""Saves and loads policies of every kind: a folder with weights (safetensors), the resolved config, and checksums.
+
+What a kind needs besides, as a language model's tokenizer, lies there as well.
 
 Nothing is unpickled, and no code that a folder brings is run. `sha256.json` is written last and lists the SHA-256 of
 every other file, as `sha256sum` prints it, so that nothing changed is taken for what was saved. Folders without one,
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,23 +25,20 @@ from safetensors.torch import load_file, save_file
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import naming, read_json, replace_folder, write_json, write_text
 from calvin_eval.system.provenance import sha256
-from roboflamingo.backbone.filling import allocate
-from roboflamingo.policy.config import PolicyConfig
-from roboflamingo.policy.roboflamingo import RoboFlamingo
+from roboflamingo.policy.base import DEFAULT, LearnedPolicy, policy_kind
+from roboflamingo.policy.base_config import BasePolicyConfig
 from roboflamingo.weights.files import strange
-from roboflamingo.weights.tokenizer import open_tokenizer
 
-WEIGHTS, CONFIG, TOKENIZER, SUMS = "weights.safetensors", "config.yaml", "tokenizer", "sha256.json"
+WEIGHTS, CONFIG, SUMS = "weights.safetensors", "config.yaml", "sha256.json"
 RUN = ("policy", "policy_best", "train/policy")
 """Where a run keeps its policies."""
 
 
-def save_policy(policy: RoboFlamingo, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+def save_policy(policy: LearnedPolicy, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Writes a policy into a folder, which at any moment is the old one or the new one, or for an instant missing.
 
-    The folder needs nothing besides: all weights are in it, and the language model's tokenizer.
-
-    The auxiliary layer stays with it, so that training can go on from here; running the policy ignores it.
+    The folder needs nothing besides: all weights are in it, also those that only training needs, so that it can go on
+    from here.
 
     Args:
         policy: what to write.
@@ -57,8 +56,7 @@ def save_policy(policy: RoboFlamingo, folder: Path, weights: Mapping[str, torch.
         fresh.mkdir(parents=True)
         try:
             _save_weights(policy.state_dict() if weights is None else weights, fresh / WEIGHTS)
-            if not policy.config.backbone.language.words:
-                policy.backbone.instructions.tokenizer.save_pretrained(fresh / TOKENIZER)
+            policy.save_beside(fresh)
             write_text(fresh / CONFIG, yaml.safe_dump(_plain(asdict(policy.config)), sort_keys=False))
             write_json(fresh / SUMS, {name: sha256(fresh / name) for name in _files(fresh)})
             replace_folder(fresh, folder)
@@ -89,12 +87,20 @@ def check_replaceable(folder: Path) -> None:
     if folder.is_file():
         raise UserError(f"{folder} is a file; a policy is a folder: choose another name")
     if folder.is_dir():
+        known = {WEIGHTS, CONFIG, SUMS, f".{WEIGHTS}", f".{CONFIG}", *_beside(folder)}
         for entry in sorted(folder.iterdir()):
-            if entry.name not in (WEIGHTS, CONFIG, TOKENIZER, SUMS, f".{WEIGHTS}", f".{CONFIG}"):
+            if entry.name not in known:
                 raise UserError(f"{folder} holds {entry.name}, which is no part of a policy; choose another folder")
 
 
-def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> RoboFlamingo:
+def _beside(folder: Path) -> Iterator[str]:
+    """What a policy's folder holds besides weights and config, by its list of checksums."""
+    if (folder / SUMS).is_file():
+        sums = read_json(folder / SUMS, "the checksums of a policy's files")
+        yield from (name.split("/")[0] for name in sums) if isinstance(sums, dict) else ()
+
+
+def load_policy(folder: Path | str, device: torch.device | str = "cpu") -> LearnedPolicy:
     """The policy that `save_policy` wrote, in evaluation mode.
 
     Raises:
@@ -157,23 +163,21 @@ def _check_sums(folder: Path) -> None:
 
 def _files(folder: Path) -> list[str]:
     """The files of a policy that checksums are for; the large one last."""
-    tokenizer = sorted(path for path in (folder / TOKENIZER).rglob("*") if path.is_file())
-    return [CONFIG, *(path.relative_to(folder).as_posix() for path in tokenizer), WEIGHTS]
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return [CONFIG, *(name for name in files if name not in (CONFIG, WEIGHTS, SUMS)), WEIGHTS]
 
 
-def _build(folder: Path) -> RoboFlamingo:
+def _build(folder: Path) -> LearnedPolicy:
     """The policy that a folder's config describes, with memory but without weights.
 
     Raises:
         UserError: there can be no such policy, or it needs a package that is not installed.
     """
     config = read_config(folder / CONFIG)
-    tokenizer = open_tokenizer(folder / TOKENIZER) if (folder / TOKENIZER).is_dir() else None
-    if tokenizer is None and not config.backbone.language.words:
-        raise UserError(f"{folder / TOKENIZER} is missing, and {CONFIG} names no words")
     try:
-        policy = RoboFlamingo(config, tokenizer, empty=True)
-        allocate(policy.backbone)
+        policy = policy_kind(config.kind).opened(config, folder)
+    except UserError as error:
+        raise UserError(f"{folder}: {error}") from error
     except ImportError as error:
         raise UserError(f"{folder}: {error}") from error
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
@@ -191,14 +195,13 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path} is not a whole safetensors file: {error}; bring it again") from error
 
 
-def read_config(path: Path) -> PolicyConfig:
-    """A policy's config from its YAML file.
+def read_config(path: Path) -> Any:
+    """A policy's config from its YAML file: the dataclass of its kind.
 
     Raises:
-        UserError: it is missing, damaged, has an unknown key or a value of the wrong type; names file and key.
+        UserError: it is missing, damaged, of a kind that is not installed, has an unknown key or a value of the wrong
+            type; names file and key.
     """
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(PolicyConfig, "policy")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -208,8 +211,10 @@ def read_config(path: Path) -> PolicyConfig:
     if not isinstance(values, dict):
         raise UserError(f"{path} should hold the keys of a policy; it holds {str(values)[:80]!r}")
     try:
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(policy_kind(str(values.get("kind", DEFAULT))).config, "policy")
         parsed = parser.parse_object({"policy": values})
-        config: PolicyConfig = parser.instantiate_classes(parsed).policy
+        config: BasePolicyConfig = parser.instantiate_classes(parsed).policy
     except (jsonargparse.ArgumentError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: {error}") from error
     return config

@@ -123,7 +123,7 @@ def described(tensors: Mapping[str, Tensor], config: PolicyConfig, kind: str) ->
         perceptrons=tuple(widths[:-1]),
     )
     backbone = config.backbone
-    resampler = replace(backbone.resampler, separate=any(".perceiver_gripper." in name for name in tensors))
+    resampler = replace(backbone.resampler, separate=any(".perceiver_further." in name for name in tensors))
     if "backbone.perceiver.latents" in tensors:
         depth = {name.split(".")[3] for name in tensors if name.startswith("backbone.perceiver.layers.")}
         resampler = replace(resampler, latents=len(tensors["backbone.perceiver.latents"]), depth=len(depth))
@@ -143,8 +143,9 @@ def described(tensors: Mapping[str, Tensor], config: PolicyConfig, kind: str) ->
     vision = vision_sizes(tensors, backbone.vision)
     backbone = replace(backbone, resampler=resampler, cross_attention=cross, vision=vision)
     return replace(
-        config, backbone=backbone, head=head, chunk=widths[-1], pool_padding=True, state="none", vectors=(),
-        static_size=vision.image_size, gripper_size=vision.image_size, auxiliary_weight=0.0,
+        config, backbone=backbone, head=head, chunk=widths[-1], pool_padding=True, robot_obs="none", vectors=(),
+        cameras={name: replace(camera, size=vision.image_size) for name, camera in config.cameras.items()},
+        auxiliary_weight=0.0,
     )  # fmt: skip
 
 

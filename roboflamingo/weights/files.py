@@ -65,9 +65,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if head.startswith(_ZIP):
         _check_archive(path)
         return _state_dict(_load(path, mmap=True), path)
-    if head.startswith(_PICKLE):
+    if head.startswith(_PICKLE) and not _is_safetensors(head, path.stat().st_size):
         return _state_dict(_load(path, mmap=False), path)
     return _read_safetensors(path)
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    """Whether a file begins as safetensors do: the length of a JSON mapping, which may look as a pickle begins."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size - 8
 
 
 def strange(head: bytes) -> str | None:

@@ -66,7 +66,7 @@ def flamingo_names(tensors: Mapping[str, Tensor], kind: str) -> dict[str, Tensor
 
     Both hold `perceiver.*` and the cross-attention, which appears inside the language model's layers, in a list of
     its own (`gated_cross_attn_layers`), or in both; so do the decoder layers (`old_decoder_blocks`). RoboFlamingo
-    puts `module.` before everything.
+    puts `module.` before everything, and may have a second resampler, `perceiver_gripper.*`.
 
     Args:
         tensors: by their names.
@@ -101,7 +101,9 @@ def _flamingo_name(key: str, decoder: Decoder, clip: bool) -> str | None:
         return f"{layers}.{match[2]}.{part}.{_ours(match[3])}"
     if key.startswith("lang_encoder."):
         return f"backbone.lang_encoder.{_ours(key.removeprefix('lang_encoder.').removeprefix(decoder.prefix))}"
-    return f"backbone.{key}" if key.startswith("perceiver") else key
+    if key.startswith("perceiver_gripper."):
+        return f"backbone.perceiver_further.0.{key.removeprefix('perceiver_gripper.')}"
+    return f"backbone.{key}" if key.startswith("perceiver.") else key
 
 
 def _ours(name: str) -> str:

@@ -13,11 +13,11 @@ from torch import nn
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import read_json
 from roboflamingo.backbone.decoders import DECODERS, NOT_READ, transformers_config
+from roboflamingo.backbone.encoders import VIT, VisionConfig
 from roboflamingo.backbone.filling import complete, halve, randomise
 from roboflamingo.backbone.flamingo import Flamingo
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.mpt import mosaic_settings
-from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.weights.files import WeightsError, read_tensors
@@ -52,13 +52,15 @@ def make_policy(
             _halve_frozen(policy.backbone, trained)
         randomise(policy.backbone)
         return policy
-    if backbone.language.source is None or backbone.vision.source is None:
+    reads_clip = backbone.vision.kind == VIT  # encoders of other packages see to their weights themselves
+    if backbone.language.source is None or (reads_clip and backbone.vision.source is None):
         raise WeightsError(
             "backbone.weights is published, but language.source or vision.source is not set; "
             "set both, choose a preset that has them, or set weights to random"
         )
-    folder, clip = language_folder(backbone.language.source), clip_file(backbone.vision.source)
-    seen = vision_names(read_tensors(clip))
+    folder = language_folder(backbone.language.source)
+    clip = clip_file(backbone.vision.source or "") if reads_clip else None
+    seen = {} if clip is None else vision_names(read_tensors(clip))
     tokenizer, added = read_tokenizer(folder)
     language = read_language(folder, backbone.language, len(tokenizer))
     try:
@@ -70,7 +72,8 @@ def make_policy(
     if half:
         _halve_frozen(policy.backbone, trained)
     fill_language(policy, folder, added)
-    fill_vision(policy, seen, clip)
+    if clip is not None:
+        fill_vision(policy, seen, clip)
     if config.backbone.checkpoint is not None:
         fill_flamingo(policy, checkpoint_file(config.backbone.checkpoint), allow)
     policy.backbone.copy_residual()
@@ -192,7 +195,7 @@ def _fill_part(policy: RoboFlamingo, part: str, tensors: dict[str, torch.Tensor]
 
 
 def fill_flamingo(policy: RoboFlamingo, path: Path, allow: Collection[Problem] = ()) -> None:
-    """Reads OpenFlamingo's weights; a second resampler begins as a copy of the first, as RoboFlamingo's does.
+    """Reads OpenFlamingo's weights; further resamplers begin as copies of the first, as RoboFlamingo's second does.
 
     Raises:
         WeightsError: resampler or cross-attention is not whole, or does not fit.
@@ -204,9 +207,9 @@ def fill_flamingo(policy: RoboFlamingo, path: Path, allow: Collection[Problem] =
         if name.startswith("backbone.perceiver.") or "gated_cross_attn_layer" in name
     ]
     assign(policy, tensors, needed, path, allow)
-    gripper = policy.backbone.perceiver_gripper
-    if gripper is not None and not any("perceiver_gripper" in name for name in tensors):
-        gripper.load_state_dict(policy.backbone.perceiver.state_dict())
+    for number, resampler in enumerate(policy.backbone.perceiver_further):
+        if not any(name.startswith(f"backbone.perceiver_further.{number}.") for name in tensors):
+            resampler.load_state_dict(policy.backbone.perceiver.state_dict())
 
 
 def _halve_frozen(backbone: Flamingo, trained: Collection[str]) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.config import PRESETS, BackboneConfig, CrossAttentionConfig, ResamplerConfig
+from roboflamingo.backbone.encoders import VisionConfig
 from roboflamingo.backbone.language import LanguageConfig
-from roboflamingo.backbone.vision import VisionConfig
 from roboflamingo.heads import HeadConfig
-from roboflamingo.policy.config import PolicyConfig
+from roboflamingo.policy.config import PolicyConfig, calvin_cameras
 
 CLIP_L = VisionConfig(
     source="ViT-L-14/openai",
@@ -60,11 +60,8 @@ def published(preset: str, language: LanguageConfig, every: int, checkpoint: str
         ),
         window=12,
         chunk=1,
-        static_size=224,
-        gripper_size=224,
-        static_shift=10,
-        gripper_shift=4,
-        state="none",
+        cameras=calvin_cameras(224, 224, static_shift=10, gripper_shift=4),
+        robot_obs="none",
         auxiliary_weight=0.0,
     )
 
