@@ -1,7 +1,6 @@
 """Policy heads: one file a head, one base, one registry; actions as heads predict them."""
 
 from calvin_eval.specs import ActionSpec
-from calvin_eval.system.errors import UserError
 from roboflamingo.heads import bins as bins
 from roboflamingo.heads import diffusion as diffusion
 from roboflamingo.heads import flow as flow
@@ -11,6 +10,7 @@ from roboflamingo.heads import mlp as mlp
 from roboflamingo.heads.actions import Actions, Prediction
 from roboflamingo.heads.base import HEADS, Draws, Head, RegressionHead, register_head
 from roboflamingo.heads.config import HeadConfig
+from roboflamingo.plugins import find
 
 __all__ = [
     "HEADS",
@@ -29,8 +29,7 @@ def build_head(config: HeadConfig, spec: ActionSpec, features: int, chunk: int, 
     """The head that a config names, for actions, D features a frame, chunks of K actions and windows of T frames.
 
     Raises:
-        UserError: no head of that name is registered, or it cannot predict such actions.
+        UserError: there is no head of that name (see `roboflamingo.plugins.find`), or it cannot predict such actions.
     """
-    if config.kind not in HEADS:
-        raise UserError(f"policy.head.kind {config.kind!r} does not exist; choose one of {', '.join(sorted(HEADS))}")
-    return HEADS[config.kind](config, spec, features, chunk, window)
+    head = find(HEADS, "roboflamingo.heads", config.kind, "policy.head.kind", Head)
+    return head(config, spec, features, chunk, window)

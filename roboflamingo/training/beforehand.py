@@ -32,6 +32,9 @@ def check_beforehand(config: TrainConfig) -> None:
     """
     check_extras(config)
     policy = policy_kind(config.policy.kind).outline(_with_stand_ins(config.policy), fresh=config.start_from is None)
+    for key in ("checkpoint_activations", "compile"):
+        if getattr(config, key) and next(policy.large_layers(), None) is None:
+            raise ConfigError(f"{key} does nothing with policy.kind {config.policy.kind}, which has no large layers")
     choose_trainable(policy, config)
     weight_decay_groups(policy, 0.0, config.optimizer.decay_only)
     _check_space(policy, config)
