@@ -110,65 +110,58 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def run(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """A Python that finds the installed package."""
-    root = str(Path(__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{site}"}
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environment)
+SCRIPT = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+if __name__ == "__main__":  # evaluation starts processes that import this file
+    root = Path(sys.argv[1])
+    from policies import a_batch, small_config
+    from roboflamingo.backbone import VisionConfig
+    from roboflamingo.cli.main import main
+    from roboflamingo.heads import HeadConfig
+    from roboflamingo.policy.roboflamingo import RoboFlamingo
+
+    config = small_config(head=HeadConfig(kind="linear"))
+    vision = VisionConfig(kind="pixels", width=16, settings={"every": 8})
+    policy = RoboFlamingo(replace(config, backbone=replace(config.backbone, vision=vision)))
+    policy.loss(a_batch(policy.config))["loss"].backward()
+    print(type(policy.head).__module__, type(policy.backbone.vision_encoder).__module__)
+    for kind in ("broken", "policy", "none"):
+        try:
+            RoboFlamingo(small_config(head=HeadConfig(kind=kind)))
+        except ValueError as error:
+            print(error)
+    main(["train", "--config", str(root / "a.yaml"), "--policy.hidden=16"])
+    folder = str(root / "run/policy")
+    main(["evaluate", "--policy", folder, "--out", str(root / "out"), "--settings.chains=1", "--settings.max_steps=6",
+          "--execute=3", "--workers=1"])
+"""
+TRAIN = """
+run: {0}/run
+max_steps: 2
+accelerator: cpu
+batch_size: 2
+data: {{folders: {{{0}/data: 1.0}}, pack_processes: 1}}
+policy: {{kind: cloning, hidden: 8, chunk: 3, cameras: {{rgb_static: {{size: 24}}}}}}
+"""
 
 
-def test_an_installed_policy_trains_and_is_evaluated_from_the_command_line(site: Path, tmp_path: Path) -> None:
+def test_what_an_installed_package_offers_is_used_by_name(site: Path, tmp_path: Path) -> None:
     write_dataset(tmp_path / "data")
-    config = tmp_path / "a.yaml"
-    config.write_text(
-        f"run: {tmp_path}/run\nmax_steps: 2\naccelerator: cpu\nbatch_size: 2\n"
-        f"data: {{folders: {{{tmp_path}/data: 1.0}}, pack_processes: 1}}\n"
-        "policy:\n  kind: cloning\n  hidden: 8\n  chunk: 3\n  cameras: {rgb_static: {size: 24}}\n"
-    )
-    verb = ("-m", "roboflamingo.cli.main")
-    trained = run(site, *verb, "train", "--config", str(config), "--policy.hidden=16")
-    assert trained.returncode == 0, trained.stderr
-    assert "MLP" in trained.stderr and "hidden: 16" in (tmp_path / "run/policy/config.yaml").read_text()
-    told = run(site, *verb, "info", str(tmp_path / "run/policy"))
-    assert "a policy: kind cloning, window 1, chunks of 3" in " ".join(told.stdout.split())
-    words = ("--settings.chains=1", "--settings.max_steps=6", "--execute=3", "--workers=1")
-    evaluated = run(
-        site, *verb, "evaluate", "--policy", str(tmp_path / "run/policy"), "--out", str(tmp_path / "out"), *words
-    )
-    assert evaluated.returncode == 0, evaluated.stderr
-    wrong = run(site, *verb, "train", "--config", str(config), "--policy.head.kind=gpt")
-    assert wrong.returncode == 2 and "policy.head.kind" in wrong.stderr
-    alone = run(tmp_path, *verb, "train", "--config", str(config))
-    assert alone.returncode == 2 and "policy.kind 'cloning' does not exist; choose one of roboflamingo" in alone.stderr
-
-
-def test_installed_heads_and_encoders_are_found_by_name_and_broken_ones_with_their_package(
-    site: Path, tmp_path: Path
-) -> None:
-    script = tmp_path / "a.py"
-    script.write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from policies import a_batch, small_config\n"
-        "from roboflamingo.backbone import VisionConfig\n"
-        "from roboflamingo.heads import HeadConfig\n"
-        "from roboflamingo.policy.roboflamingo import RoboFlamingo\n"
-        "from dataclasses import replace\n"
-        "config = small_config(head=HeadConfig(kind='linear'))\n"
-        "vision = VisionConfig(kind='pixels', width=16, settings={'every': 8})\n"
-        "policy = RoboFlamingo(replace(config, backbone=replace(config.backbone, vision=vision)))\n"
-        "policy.loss(a_batch(policy.config))['loss'].backward()\n"
-        "print(type(policy.head).__module__, type(policy.backbone.vision_encoder).__module__)\n"
-        "for kind in ('broken', 'policy', 'none'):\n"
-        "    try:\n"
-        "        RoboFlamingo(small_config(head=HeadConfig(kind=kind)))\n"
-        "    except ValueError as error:\n"
-        "        print(error)\n"
-    )
-    done = run(site, str(script))
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "a.yaml").write_text(TRAIN.format(tmp_path))
+    tests = Path(__file__).parent
+    places = os.pathsep.join(map(str, (tests.parent, tests, site)))
+    words = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": places})
     assert done.returncode == 0, done.stderr
-    found, broken, policy, none = done.stdout.splitlines()
+    found, broken, policy, none = done.stdout.splitlines()[:4]
     assert found == "their_cloning their_cloning"
     assert "is of the package roboflamingo-cloning 1.2, whose their_cloning:Nowhere cannot be loaded" in broken
     assert "whose their_cloning:Cloning is no Head" in policy
     assert "'none' does not exist; choose one of bins, broken, diffusion, flow, gpt, linear, lstm" in none
+    saved = (tmp_path / "run/policy/config.yaml").read_text()
+    assert saved.startswith("kind: cloning\n") and "hidden: 16" in saved
+    assert (tmp_path / "out/results.json").is_file()

@@ -133,6 +133,12 @@ class BasePolicyConfig:
         return self.robot_obs != "none" or self.actions in ("absolute", "tcp_relative")
 
     @property
+    def trains_on(self) -> tuple[str, ...]:
+        """The states that a training batch must have, by name."""
+        calvin = [ROBOT_OBS] if self.acts_on_robot_obs or self.privileged else []
+        return tuple(dict.fromkeys([*calvin, *self.privileged, *self.vectors]))
+
+    @property
     def low_dimensional(self) -> int:
         """Numbers of robot_obs and vectors that the policy reads at every frame."""
         return STATE_SIZES[self.robot_obs] + sum(len(self._statistics_of(name).centre) for name in self.vectors)
