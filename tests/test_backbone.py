@@ -95,7 +95,7 @@ def test_the_tokenizer_knows_its_words_and_marks_others():
 
 
 def test_sizes_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="no multiple of patch_size"):
+    with pytest.raises(ValueError, match=r"image_size 50 is no multiple of policy\.backbone\.vision\.patch_size 8"):
         VisionConfig(image_size=50)
     with pytest.raises(ValueError, match=r"policy\.cameras\.front\.size 43 is no multiple"):
         small_config(cameras={"front": CameraConfig(40 + 3)})

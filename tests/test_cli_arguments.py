@@ -122,7 +122,13 @@ BESIDE = {
     "policy.backbone.lora.scale": {"policy.backbone.lora.language": "2"},
     "policy.backbone.lora.dropout": {"policy.backbone.lora.language": "2"},
     "policy.backbone.vision.patch_size": {"policy.backbone.vision.image_size": "32"},
-    "policy.action_parts": {"policy.actions": "recorded"},
+    "policy.action_parts": {"policy.actions": "recorded"}, "policy.statistics": {"policy.vectors": "[force]"},
+    "policy.backbone.vision.heads": {"policy.backbone.vision.layers": "1"},
+    "policy.backbone.vision.activation": {"policy.backbone.vision.layers": "1"},
+    "policy.backbone.vision.source": {"policy.backbone.weights": "published"},
+    "policy.backbone.checkpoint": {"policy.backbone.weights": "published"},
+    **{f"trainable.{key}": {"trainable.everything": "false"}
+       for key in ("resampler", "cross_attention", "token_embedding", "vision", "language")},
     "settings.scenes": {"settings.episodes": "9"}, "settings.videos": {"settings.chains": "5"},
 }  # fmt: skip
 """What else has to be given for a key to mean anything."""
@@ -180,7 +186,6 @@ def test_a_typed_limit_replaces_a_files(tmp_path: Path, capsys: pytest.CaptureFi
         ("--compile", "compile"),
         ("--data.balance_tasks", "data.balance_tasks"),
         ("--policy.pool_padding", "policy.pool_padding"),
-        ("--trainable.vision", "trainable.vision"),
         ("--trainable.everything", "trainable.everything"),
         ("--policy.backbone.vision.final_norm", "policy.backbone.vision.final_norm"),
     ],
@@ -211,7 +216,7 @@ def test_null_is_no_text(tmp_path: Path) -> None:
 def test_the_home_folder_is_meant_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     file(tmp_path, "run: ~/x\nmax_steps: 1\ndata: {folders: {~/a: 1.0}, cache: ~/c}\nstart_from: ~/p\n")
-    config = train("--config=~/a.yaml", "--policy.backbone.checkpoint=~/w.pt")
+    config = train("--config=~/a.yaml", "--policy.backbone.weights=published", "--policy.backbone.checkpoint=~/w.pt")
     assert (config.run, config.start_from) == (f"{tmp_path}/x", f"{tmp_path}/p")
     assert (config.data.folders, config.data.cache) == ({f"{tmp_path}/a": 1.0}, f"{tmp_path}/c")
     assert config.policy.backbone.checkpoint == f"{tmp_path}/w.pt"
@@ -282,6 +287,16 @@ TRAIN = ("train", "--run=r", "--max_steps=1", "--data.folders={a: 1.0}")
         ((*TRAIN, "--optimizer.cycles=3"), "does nothing without optimizer.schedule cosine_restarts"),
         ((*TRAIN, "--wandb.project=x"), "wandb in loggers"),
         ((*TRAIN, "--policy.stride=2"), "data.stride"),
+        ((*TRAIN, "--policy.backbone.vision.activation=quick_gelu"), "without policy.backbone.vision.layers above 0"),
+        ((*TRAIN, "--policy.backbone.vision.source=ViT-L-14/openai"), "without policy.backbone.weights published"),
+        ((*TRAIN, "--policy.backbone.checkpoint=a.pt"), "without policy.backbone.weights published"),
+        ((*TRAIN, "--policy.backbone.preset=mpt-1b", "--policy.backbone.language.width=64"), "weights random"),
+        ((*TRAIN, "--policy.backbone.preset=mpt-1b", "--policy.backbone.vision.layers=2"), "weights random"),
+        ((*TRAIN, "--policy.backbone.fusion=pre", "--policy.backbone.resampler.separate=true"), "resampled one by one"),
+        ((*TRAIN, "--policy.cameras={front: {}}", "--policy.backbone.resampler.separate=true"), "several cameras"),
+        ((*TRAIN, "--policy.statistics={force: {centre: [0], scale: [1]}}"), "policy.vectors that name all of them"),
+        ((*TRAIN, "--trainable.vision"), "without trainable.everything false: everything trains"),
+        ((*TRAIN, "--trainable.everything", "--trainable.cross_attention=2"), "everything trains"),
         ((*TRAIN, "--run="), "run is empty"),
         (("evaluate", "--policy=p", "--out="), "out is empty"),
     ],

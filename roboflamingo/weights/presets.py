@@ -8,6 +8,7 @@ Hugging Face hub.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any
 
 from calvin_eval.system.errors import UserError
@@ -143,9 +144,11 @@ def preset(name: str, **changed: Any) -> PolicyConfig:
     """A preset's policy, with other values for some of its keys.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is none of that name, or a policy has no such key.
     """
     if name not in PRESETS:
         raise UserError(f"backbone.preset {name!r} does not exist; choose one of {', '.join(PRESETS)}")
     config = _MAKERS[name]()
-    return PolicyConfig(**{key: changed.get(key, value) for key, value in vars(config).items()})
+    if unknown := changed.keys() - {field.name for field in fields(config)}:
+        raise UserError(f"a policy has no key {min(unknown)}")
+    return replace(config, **changed)
