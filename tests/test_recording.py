@@ -16,7 +16,8 @@ from recordings import FIRST, SECOND, Episodes, record, three_episodes, tree
 from calvin_eval.benchmark.tasks import TASKS
 from calvin_eval.demonstrations.recording import Recorder
 from calvin_eval.demonstrations.scene_config import merged_config
-from roboflamingo.data.annotations import load_plain_dict, read_segments
+from roboflamingo.data.sources.calvin.annotations import read_segments
+from roboflamingo.data.sources.calvin.plain import load_plain_dict
 
 
 @pytest.fixture(scope="module")

@@ -121,7 +121,7 @@ def _collection(folder: Path) -> Rows:
 
 def _split(folder: Path) -> Rows:
     """Frames and segments of a CALVIN split."""
-    from roboflamingo.data.annotations import read_segments
+    from roboflamingo.data.sources.calvin.annotations import read_segments
 
     files = list(folder.glob("episode_*.npz"))
     size = sum(file.stat().st_size for file in files)

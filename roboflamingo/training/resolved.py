@@ -110,7 +110,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaves by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if f"{prefix}{key}" == "data.folders" and isinstance(value, dict):
+        if f"{prefix}{key}" in ("data.folders", "data.subset") and isinstance(value, dict):
             value = list(value.values())
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

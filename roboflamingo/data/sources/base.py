@@ -1,15 +1,15 @@
 """What every kind of data set gives: frames in rows, episodes, samples, and what identifies their content.
 
 A data set lies at one path and has splits (`training`, `validation`). A `Source` is one split of it. The store, the
-verbs of `roboflamingo data` and training see data sets only through this file, so a new kind is one new file beside this
-one and a line in `sources/__init__.py`.
+verbs of `roboflamingo data` and training see data sets only through this file, so a new kind is one new file beside
+this one and a line in `sources/__init__.py`.
 
 Rows are numbered 0 to N - 1 in the order of recording; rows of one episode follow one another. A row is one control
 step: the images and states of that moment, and the action that was taken then.
 
 Non-obvious behaviours
-    - Opening a source is cheap: it reads what describes the frames and no frame. Heavy libraries (pyarrow, av, h5py) are
-      imported where they are used, not at the top of a file, as `recognises` is asked of every kind.
+    - Opening a source is cheap: it reads what describes the frames and no frame. Heavy libraries (pyarrow, av, h5py)
+      are imported where they are used, not at the top of a file, as `recognises` is asked of every kind.
     - A frame that the data set promises and does not have is a row like any other, whose reading gives an error.
     - `Reader`s are sent to worker processes: they hold what their rows need and no list of all frames.
 """
@@ -46,6 +46,8 @@ class Sample(NamedTuple):
             is done. Sources give these two; play and goal samples are made from episodes (see `samples.py`).
         instruction: the sentence; "" where there is none.
         task: a name for tables and balanced drawing; "" where the data set has none.
+        bounds: how the data set itself writes the two bounds, which is what lists of subsets name (CALVIN: the ids in
+            `info.indx`); None where they are `first` and `stop`.
     """
 
     first: int
@@ -53,6 +55,7 @@ class Sample(NamedTuple):
     kind: SampleKind = "language"
     instruction: str = ""
     task: str = ""
+    bounds: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,11 @@ class Source(ABC):
     @abstractmethod
     def episodes(self) -> np.ndarray:
         """(E, 2) int64, the first row of every episode and the one after its last, ascending."""
+
+    @property
+    def annotated(self) -> bool:
+        """Whether anything is said of the frames; where not, `samples` may be an error that says what is missing."""
+        return True
 
     @property
     @abstractmethod
