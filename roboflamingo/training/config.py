@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, BELOW_ONE, COUNT, INSIDE_ONE, SEED, SHARE, check_ranges
+from roboflamingo.data.sources.columns import Columns
 from roboflamingo.policy.config import PolicyConfig
 
 
@@ -34,6 +35,8 @@ class DataConfig:
         language: the sub-folder of a CALVIN split that holds `auto_lang_ann.npy`.
         segment_ends: whether the second bound of a CALVIN segment is the frame after its last (exclusive, as CALVIN's
             own loader reads), or its last (inclusive).
+        columns: which columns of a recorded vector are which part of an action, and which state, where the data set
+            does not say it itself.
         subset: of some of the folders, a file that names the segments of `training/` that are used: their numbers, or
             pairs of first frame and end (JSON, .npy, or text with a segment in a line).
         wordings: a file with further sentences by task (YAML or JSON), each drawn as often as the annotated one.
@@ -53,6 +56,7 @@ class DataConfig:
     shortest_window: int | None = None
     language: str = "lang_annotations"
     segment_ends: Literal["exclusive", "inclusive"] = "exclusive"
+    columns: Columns = field(default_factory=Columns)
     subset: dict[str, str] = field(default_factory=dict)
     wordings: str | None = None
     fraction: float = 1.0

@@ -110,6 +110,7 @@ def pack_settings(config: TrainConfig) -> PackSettings:
             actions="absolute" if policy.actions == "absolute" else "relative",
             segment_ends=data.segment_ends,
             out_of_range=data.out_of_range,
+            columns=data.columns,
         ),
     )
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
@@ -26,6 +26,7 @@ import numpy as np
 
 from calvin_eval.specs import RobotSpec
 from roboflamingo.data.errors import DataError
+from roboflamingo.data.sources.columns import Columns
 
 DIGEST_BYTES = 16
 ACTIONS = "actions"
@@ -101,12 +102,14 @@ class SourceOptions:
         segment_ends: CALVIN: whether a segment's end is the frame after its last (exclusive, as its loader reads), or
             its last (inclusive).
         out_of_range: actions beyond their bounds: error, or clip.
+        columns: which columns of a recorded vector are which part of an action, and which state. CALVIN says so itself.
     """
 
     language: str = "lang_annotations"
     actions: Literal["relative", "absolute"] = "relative"
     segment_ends: Literal["exclusive", "inclusive"] = "exclusive"
     out_of_range: Literal["error", "clip"] = "error"
+    columns: Columns = field(default_factory=Columns)
 
     def __post_init__(self) -> None:
         for name, known in (

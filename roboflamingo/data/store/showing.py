@@ -32,4 +32,5 @@ def bar_when_slow(title: str, total: int, console: Console) -> Iterator[Callable
     try:
         yield advance
     finally:
-        bar.stop()
+        if task >= 0:
+            bar.stop()

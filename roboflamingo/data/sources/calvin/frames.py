@@ -79,7 +79,7 @@ class CalvinReader(Reader):
         """
         content = _bytes(path)
         recorded = RECORDED[self.actions]
-        raw = _load(path, content, [recorded if name == ACTIONS else name for name in names])
+        raw = load_arrays(path, [recorded if name == ACTIONS else name for name in names], content)
         arrays: dict[str, np.ndarray] = {}
         beyond = 0.0
         for name in names:
@@ -159,11 +159,20 @@ def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         raise DataError(f"{path}: the archive cannot be read: {error}") from error
 
 
-def _load(path: Path, content: bytes, keys: Sequence[str]) -> dict[str, np.ndarray]:
+def load_arrays(path: Path, keys: Sequence[str], content: bytes | None = None) -> dict[str, np.ndarray]:
     """The named arrays of an .npz file; nothing else in it is even decompressed.
 
     Each is read to its end, where the archive's checksum is compared (np.load stops just before it).
+
+    Args:
+        path: the file.
+        keys: names of arrays.
+        content: its bytes, where they are known.
+
+    Raises:
+        DataError: the file is damaged, or lacks an array. Names both.
     """
+    content = _bytes(path) if content is None else content
     key = "the archive"
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
