@@ -9,7 +9,9 @@ run; the last line is one line of JSON:
     bytes_ratio      bytes of the .npz files over those of the packed folder
     windows_ratio    windows a second from the packed folder over those from the .npz files, read at random; only the
                      arrays that are trained on are read, and resized alike. Windows are those of the default policy,
-                     1 frame (T) and 8 actions (K); windows_ratio_T1_K1 and others are of other windows.
+                     1 frame (T) and 8 actions (K); windows_ratio_T1_K1 and others are of other windows. One process
+                     reads either; the store decodes in a thread for every core, and windows_ratio_one_thread is of
+                     processor time in one. windows_ratio_whole_files: every array of a file is read
     psnr_db          of the images, all pixels of both cameras
     start_s          from opening a data set of `--rows` frames to its first batch, imports left aside
     start_mb         memory of that process that no other shares (RssAnon), imports included
@@ -36,6 +38,7 @@ import torch
 from facts import made_on
 from rich.console import Console
 
+from calvin_eval.system.machine import cores
 from calvin_eval.worlds.playtable.tiny_renderer import TinyRenderer
 from calvin_eval.worlds.playtable.world import PlayTable
 from roboflamingo.data.images import resize_image
@@ -110,8 +113,10 @@ def write_annotations(split: Path, bounds: list[tuple[int, int]]) -> None:
 # --- how fast, how large, how good ---------------------------------------------------------------
 
 
-def rates_of(ways: dict[str, Callable[[np.ndarray], object]], seconds: float, count: int) -> dict[str, float]:
-    """Windows that each way reads in a second of processor time, given numbers of `BATCH` windows at a time.
+def rates_of(
+    ways: dict[str, Callable[[np.ndarray], object]], seconds: float, count: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Windows that each way reads in a second of a clock, given numbers of `BATCH` windows at a time.
 
     The ways take turns, so that a machine that others use, too, is as slow for one as for the other; the best of
     `ROUNDS` rounds counts.
@@ -119,11 +124,11 @@ def rates_of(ways: dict[str, Callable[[np.ndarray], object]], seconds: float, co
     best = dict.fromkeys(ways, 0.0)
     for turn in range(ROUNDS):
         for name, read in ways.items():
-            rng, done, started = np.random.default_rng(turn), 0, time.process_time()
-            while time.process_time() - started < seconds / ROUNDS:
+            rng, done, started = np.random.default_rng(turn), 0, clock()
+            while clock() - started < seconds / ROUNDS:
                 read(rng.integers(0, count, BATCH))
                 done += BATCH
-            best[name] = max(best[name], done / (time.process_time() - started))
+            best[name] = max(best[name], done / (clock() - started))
     return best
 
 
@@ -137,11 +142,16 @@ def figures_of(folder: Path, packed: Path, frames: int, seconds: float) -> dict[
                 _ = {name: file[name] for name in file.files}
 
     ways: dict[str, Callable[[np.ndarray], object]] = {"npz_whole": whole_files}
+    read = []
     for window, chunk in ((1, 8), (1, 1), (12, 10)):
         windows = Windows([packed], window=window, chunk=chunk, cameras=SIZES, vectors=VECTORS)
         ways[f"npz_T{window}_K{chunk}"] = FromFiles(files, window, chunk).read
         ways[f"store_T{window}_K{chunk}"] = windows.__getitems__
-    rates = rates_of(ways, seconds, len(files))
+        read.append(windows)
+    rates = rates_of(ways, seconds, len(files), time.perf_counter)
+    for windows in read:
+        windows.folders[0].threads = 1
+    alone = rates_of(ways, seconds, len(files), time.process_time)
     bytes_npz = sum(file.stat().st_size for file in files)
     bytes_store = sum(file.stat().st_size for file in packed.iterdir())
     return {
@@ -150,7 +160,10 @@ def figures_of(folder: Path, packed: Path, frames: int, seconds: float) -> dict[
         "windows_ratio_T1_K1": round(rates["store_T1_K1"] / rates["npz_T1_K1"], 2),
         "windows_ratio_T12_K10": round(rates["store_T12_K10"] / rates["npz_T12_K10"], 2),
         "windows_ratio_whole_files": round(rates["store_T1_K1"] / rates["npz_whole"], 2),
+        "windows_ratio_one_thread": round(alone["store_T1_K8"] / alone["npz_T1_K8"], 2),
+        "windows_ratio_whole_files_one_thread": round(alone["store_T1_K1"] / alone["npz_whole"], 2),
         "windows_per_s": {name: round(value, 1) for name, value in rates.items()},
+        "decoding_threads": cores(),
         "npz_bytes_a_frame": bytes_npz // len(files),
         "store_bytes_a_frame": bytes_store // len(files),
         "psnr_db": round(psnr(files, packed), 2),

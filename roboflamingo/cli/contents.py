@@ -272,7 +272,7 @@ KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Rows]], ...] = (
     (_is_data_set, _data_set),
     (_has("lang*/auto_lang_ann.npy"), _split),
     (_has("episode_*.npz"), _split),
-    (_holds("rgb_static.npy", "rgb_gripper.npy"), _packed),
+    (_holds("digests.npy"), _packed),
     (_is_evaluation, _evaluation),
     (lambda folder: _holds("data", "config.yaml")(folder) and _has("train*")(folder), _demo),
     (_holds("config.yaml", "weights.safetensors"), _policy),

@@ -27,6 +27,12 @@ def is_packed(path: Path) -> bool:
     return any((path / split / INDEX).is_file() for split in SPLITS)
 
 
+def packed_at(path: Path) -> list[Path]:
+    """The packed folders that lie at a path, or one level below it; none where a data set lies there."""
+    found = [path] if (path / INDEX).is_file() else sorted(index.parent for index in path.glob(f"*/{INDEX}"))
+    return [folder for folder in found if not folder.name.endswith(".building")]
+
+
 def splits_at(path: Path) -> tuple[str, ...]:
     """The splits of the data set, packed or not, that lies there.
 

@@ -34,8 +34,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from calvin_eval.system.machine import cores
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.samples import SampleTable, sample_table
 from roboflamingo.data.sources.base import ACTIONS, SampleKind
@@ -193,6 +194,9 @@ class Windows(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """The batch of the windows with these numbers, as numpy arrays."""
+        if (reader := get_worker_info()) is not None:  # one of several processes that read ahead
+            for folder in self.folders:
+                folder.threads = max(1, cores() // reader.num_workers)
         place, window = np.divmod(np.asarray(indices, np.int64), len(self))
         if self._kept is not None:
             window = self._kept[window]

@@ -2,8 +2,8 @@
 
 Whose copy it is, content decides. Frames whose files were touched since they were packed (another size or time of
 change, also of the file's state, which no tool sets back) are read and compared by digest. Of data sets of more than
-`LOOKED_AT` rows only the folder's own times and the annotations are looked at; `roboflamingo data verify` does the
-rest.
+`LOOKED_AT` rows only the folder's own times and the annotations are looked at; without `looked.json` in the packed
+folder every file is looked at once more.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ class Packing:
         cache: the folder for packed folders.
         settings: what is taken of a frame.
         console: for progress and notes.
+        name: of the packed folder; one of title, sizes and a digest where none is given.
         target: the packed folder when it is complete, building: until then.
         key: what annotations and settings come to; packed folders with another are another's.
     """
@@ -70,6 +71,7 @@ class Packing:
     cache: Path
     settings: PackSettings
     console: Console
+    name: str | None = None
 
     def __post_init__(self) -> None:
         source, layout = self.source, self.settings.layout()
@@ -77,7 +79,7 @@ class Packing:
         digest = hashlib.sha256(json.dumps([where, layout]).encode()).hexdigest()[:8]
         decoded = self.settings.images == "decoded"
         sizes = "_".join(map(str, self.settings.cameras.values())) if decoded else "compressed"
-        name = re.sub(r"[^\w.-]+", "_", f"{source.title}_{sizes}_{digest}")
+        name = self.name or re.sub(r"[^\w.-]+", "_", f"{source.title}_{sizes}_{digest}")
         self.target, self.building = self.cache / name, self.cache / f"{name}.building"
         self.key = key_of(source, self.settings)
         self._seen: tuple[int, ...] | None = None

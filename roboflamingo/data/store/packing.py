@@ -101,6 +101,28 @@ def pack_all(
     return folders
 
 
+def pack_as(source: Source, folder: Path, name: str, settings: PackSettings, processes: int, console: Console) -> Path:
+    """Makes sure that a source lies packed as `name` in a folder, which so becomes a data set of its own.
+
+    Args:
+        source: the split.
+        folder: for packed splits.
+        name: of the packed folder, as "training".
+        settings: what is taken of it.
+        processes: how many read in parallel.
+        console: where progress and notes go.
+
+    Raises:
+        DataError: see `pack_all`.
+    """
+    packing = Packing(source, folder, settings, console, name)
+    if (found := packing.find()) != packing.target:
+        _make([packing], [None], folder, processes, console)
+        found = packing.target
+    tell_shortcomings(found, console)
+    return found
+
+
 def _chosen(tries: Mapping[Images, Sequence[Packing]], console: Console) -> Images:
     """Decides by size where there is a choice, and says so."""
     if len(tries) == 1:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from calvin_eval.specs import RobotSpec
+from calvin_eval.system.machine import cores
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.images import resize_image
 from roboflamingo.data.sources.base import Sample
@@ -18,6 +20,8 @@ from roboflamingo.data.store.index import arrays_of, read_index
 from roboflamingo.data.store.settings import spec_from_json
 from roboflamingo.data.store.verifying import shard_problem
 
+FEW = 8
+"""Images below which one thread decodes them sooner than several would begin."""
 BESIDE = ("digests", "places")
 """Arrays of a packed folder that are none of a frame's."""
 
@@ -37,6 +41,7 @@ class PackedFolder:
         frames: N, rows.
         episodes: (R, 2) int64, rows that follow one another in one episode.
         damaged: (M,) int64, rows that could not be read when they were packed.
+        threads: that decode images; one a core, and no more where several processes read.
 
     Raises:
         DataError: it is missing, damaged, or holds decoded images of another size.
@@ -57,6 +62,7 @@ class PackedFolder:
         self._sizes = self._shown(cameras)
         shown = [name for name in self._shots if name in self._sizes]
         self.names = (*shown, *(name for name in self._arrays if name not in BESIDE))
+        self.threads = cores()
         self._open()
 
     def _shown(self, cameras: Mapping[str, int] | None) -> dict[str, int]:
@@ -77,9 +83,10 @@ class PackedFolder:
     def _open(self) -> None:
         self._maps = {name: open_array(self.folder, name, *array) for name, array in self._arrays.items()}
         self._shards = ShardReader(self.folder, self._maps["places"], self._block) if self._shots else None
+        self._pool: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_maps", "_shards")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_maps", "_shards", "_pool")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -108,14 +115,29 @@ class PackedFolder:
         if name not in self._shots:
             taken: np.ndarray = np.take(self._maps[name], rows, axis=0)
             return taken
-        assert self._shards is not None
         different, places = np.unique(rows, return_inverse=True)
         camera, size = self._shots.index(name), self._sizes[name]
-        images = [self._shards.read(int(row), camera) for row in different]
-        shown = [resize_image(image, size) if size else image for image in images]
+        shown = self._decoded(different.tolist(), camera, size)
         if len({image.shape for image in shown}) > 1:
             raise DataError(f"{self.folder} holds images of {name} of several sizes; say which it should be")
         return np.stack(shown)[places.reshape(rows.shape)]
+
+    def _decoded(self, rows: list[int], camera: int, size: int) -> list[np.ndarray]:
+        """Images of rows, resized; in several threads where there are many, as decoding leaves Python's lock alone."""
+        shards = self._shards
+        assert shards is not None
+
+        def decode(some: list[int]) -> list[np.ndarray]:
+            images = (shards.read(row, camera) for row in some)
+            return [resize_image(image, size) if size else image for image in images]
+
+        if self.threads == 1 or len(rows) < FEW:
+            return decode(rows)
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads)
+        piece = -(-len(rows) // self.threads)
+        parts = self._pool.map(decode, [rows[first : first + piece] for first in range(0, len(rows), piece)])
+        return [image for part in parts for image in part]
 
     def column(self, name: str) -> np.ndarray:
         """One array of numbers whole, (N, n)."""
