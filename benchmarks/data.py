@@ -24,8 +24,9 @@ from facts import made_on
 
 from calvin_eval.demonstrations.collect import CollectSettings, collect
 from calvin_eval.demonstrations.episodes import EpisodeSettings
-from roboflamingo.data.frames import PackSettings
-from roboflamingo.data.packing import pack
+from roboflamingo.data.sources import open_source
+from roboflamingo.data.store.packing import pack
+from roboflamingo.data.store.settings import PackSettings
 from roboflamingo.data.windows import Windows, to_tensors
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.roboflamingo import RoboFlamingo
@@ -51,16 +52,16 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         if options.data is None:
-            settings = CollectSettings(
+            collected = CollectSettings(
                 scenes="D", validation_scene="D", episodes=16, validation_episodes=1, episode=EpisodeSettings(tasks=3)
             )
-            options.data = collect(Path(scratch), settings)
+            options.data = collect(Path(scratch), collected)
         config = PolicyConfig()
         split = options.data / "training"
         started = time.perf_counter()
-        packed = pack(
-            split, Path(scratch) / "packed", PackSettings(*(camera.size for camera in config.cameras.values()))
-        )
+        sizes = {name: camera.size for name, camera in config.cameras.items()}
+        settings = PackSettings(cameras=sizes, vectors=("robot_obs", "scene_obs"))
+        packed = pack(open_source(options.data), Path(scratch) / "packed", settings)
         seconds = time.perf_counter() - started
         files = sorted(split.glob("episode_*.npz"))
 

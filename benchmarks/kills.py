@@ -32,10 +32,13 @@ CLOCKS = ("elapsed_s", "frames_per_s")
 PACK = """
 import sys
 from pathlib import Path
-from roboflamingo.data.frames import PackSettings
-from roboflamingo.data.packing import pack
+from roboflamingo.data.sources import open_source
+from roboflamingo.data.store.packing import pack
+from roboflamingo.data.store.settings import PackSettings
 if __name__ == "__main__":
-    pack(Path(sys.argv[1]), Path(sys.argv[2]), PackSettings(), processes=2)
+    split = Path(sys.argv[1])
+    settings = PackSettings(cameras={"rgb_static": 96, "rgb_gripper": 64}, vectors=("robot_obs", "scene_obs"))
+    pack(open_source(split.parent, split.name), Path(sys.argv[2]), settings, processes=2)
 """
 SMALL = {
     "validate_every_steps": 10,

@@ -8,7 +8,14 @@ from typing import Any
 
 import numpy as np
 import yaml
+from rich.console import Console
 
+from roboflamingo.data.sources.base import SourceOptions
+from roboflamingo.data.sources.calvin.source import CalvinSource
+from roboflamingo.data.store.packing import pack
+from roboflamingo.data.store.settings import PackSettings
+
+QUIET = Console(quiet=True)
 TASKS = ("open_drawer", "close_drawer", "push_red_block_left", "turn_on_led")
 
 
@@ -70,3 +77,21 @@ def write_dataset(folder: Path, *, seed: int = 0, lengths: Sequence[int] = (9, 5
     write_split(folder / "training", seed=seed, lengths=lengths)
     write_split(folder / "validation", seed=seed + 1, lengths=lengths[:2], first_frame=9000)
     return folder
+
+
+def view(static: int, gripper: int | None, *vectors: str, **options: Any) -> PackSettings:
+    """Settings for decoded images of these edges, and the states that CALVIN has unless some are named."""
+    cameras = {"rgb_static": static} | ({} if gripper is None else {"rgb_gripper": gripper})
+    chosen = SourceOptions(**options)
+    return PackSettings(cameras=cameras, vectors=vectors or ("robot_obs", "scene_obs"), options=chosen)
+
+
+def source_of(split: Path, **options: Any) -> CalvinSource:
+    """A split folder as a source."""
+    return CalvinSource(split.parent, split.name, SourceOptions(**options))
+
+
+def pack_split(split: Path, cache: Path, settings: PackSettings, processes: int = 1, console: Console = QUIET) -> Path:
+    """The packed folder of a split."""
+    source = CalvinSource(split.parent, split.name, settings.options)
+    return pack(source, cache, settings, processes=processes, console=console)

@@ -9,7 +9,8 @@ import pytest
 
 from calvin_eval.demonstrations.collect import CollectSettings, collect
 from calvin_eval.demonstrations.episodes import EpisodeSettings
-from roboflamingo.data.annotations import load_plain_dict, read_segments
+from roboflamingo.data.sources.calvin.annotations import read_segments
+from roboflamingo.data.sources.calvin.plain import load_plain_dict
 
 SETTINGS = CollectSettings(episodes=3, validation_episodes=1, seed=3, episode=EpisodeSettings(tasks=2, max_steps=150))
 

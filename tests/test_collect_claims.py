@@ -31,7 +31,7 @@ from calvin_eval.system.files import write_json
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.sealing import sealed
 from calvin_eval.worlds.playtable.world import PlayTable
-from roboflamingo.data.annotations import read_segments
+from roboflamingo.data.sources.calvin.annotations import read_segments
 
 SETTINGS = CollectSettings(episodes=3, validation_episodes=1, seed=3, episode=EpisodeSettings(tasks=1, max_steps=90))
 ABOUT = {"policy_fingerprint": "a" * 64, "execute": 3}

@@ -10,6 +10,7 @@ import io
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,19 @@ import pytest
 from rich.console import Console
 
 from calvin_eval.system.errors import UserError
+from calvin_eval.system.files import append_line
+from calvin_eval.system.sealing import sealed
 from mutations import damaged
-from roboflamingo.data.building import Packing
-from roboflamingo.data.frames import PackSettings, read_frame
-from roboflamingo.data.packing import pack
-from roboflamingo.data.split import read_split
-from roboflamingo.data.store import FrameJob, create_arrays, read_sealed, write_sealed
+from roboflamingo.data.errors import DataError
+from roboflamingo.data.sources.base import ACTIONS, Frame
+from roboflamingo.data.sources.calvin.frames import VECTORS, CalvinReader
+from roboflamingo.data.store.arrays import create_arrays
+from roboflamingo.data.store.building import Packing
+from roboflamingo.data.store.index import read_sealed
 from roboflamingo.data.windows import Windows
-from synthetic import write_split
+from synthetic import pack_split, source_of, view, write_split
 
-SETTINGS = PackSettings(static_size=6, gripper_size=4)
+SETTINGS = view(6, 4)
 COUNT = 200
 QUIET = Console(quiet=True)
 
@@ -40,9 +44,18 @@ def split(tmp_path: Path) -> Path:
 
 def windows_of(split: Path) -> list[Any]:
     """All windows of a split through its packed copy, as they are trained on."""
-    windows = Windows([pack(split, split.parent / "packed", SETTINGS, processes=1, console=QUIET)], window=2, chunk=2)
+    windows = Windows([pack_split(split, split.parent / "packed", SETTINGS)], window=2, chunk=2)
     batch = windows.__getitems__(range(len(windows)))
     return [batch["instruction"], windows.tasks, *(v.tobytes() for v in batch.values() if isinstance(v, np.ndarray))]
+
+
+def first_frame(split: Path) -> Frame:
+    """The first frame of a split, as it is packed."""
+    reader = CalvinReader(split, ("episode_0000100.npz",), np.arange(3)[None], VECTORS, "relative", "error", {})
+    (frame,) = reader.frames((*SETTINGS.cameras, *SETTINGS.vectors, ACTIONS))
+    if isinstance(frame, DataError):
+        raise frame
+    return frame
 
 
 def outcomes(path: Path, use: Callable[[], Any], count: int = COUNT) -> dict[str, int]:
@@ -64,7 +77,7 @@ def outcomes(path: Path, use: Callable[[], Any], count: int = COUNT) -> dict[str
 @pytest.mark.parametrize("name", ["index.json", "actions.npy", "rgb_static.npy", "digests.npy"])
 def test_a_damaged_packed_folder_is_packed_again(split: Path, name: str) -> None:
     before = windows_of(split)
-    packing = Packing(read_split(split), split.parent / "packed", SETTINGS, QUIET)
+    packing = Packing(source_of(split), split.parent / "packed", SETTINGS, QUIET)
     path = packing.target / name
     original, index = path.read_bytes(), read_sealed(packing.target / "index.json")
     for number, content in enumerate(damaged(original, COUNT)):
@@ -78,7 +91,7 @@ def test_a_damaged_packed_folder_is_packed_again(split: Path, name: str) -> None
 
 def test_damaged_stamps_cost_a_comparison_and_no_packing(split: Path) -> None:
     windows_of(split)
-    packing = Packing(read_split(split), split.parent / "packed", SETTINGS, QUIET)
+    packing = Packing(source_of(split), split.parent / "packed", SETTINGS, QUIET)
     for content in damaged((packing.target / "stamps.npy").read_bytes(), COUNT):
         (packing.target / "stamps.npy").write_bytes(content)
         assert packing.find() == packing.target
@@ -101,7 +114,7 @@ def test_a_frame_is_refused_or_read_as_it_was(split: Path) -> None:
     path = split / "episode_0000100.npz"
 
     def read() -> list[bytes]:
-        frame = read_frame(path, SETTINGS, np.arange(3))
+        frame = first_frame(split)
         return [value.tobytes() for value in frame.arrays.values()]
 
     counts = outcomes(path, read)
@@ -126,27 +139,26 @@ def test_notes_on_the_frames_are_refused_or_read_and_never_a_fault_of_ours(
     def read() -> list[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = read_split(split)
-        return [found.segments, found.frames.tolist(), found.block_order.tolist()]
+            found = source_of(split)
+            return [found.samples, found.ids.tolist(), found.block_order(np.arange(len(found))).tolist()]
 
     assert outcomes(split / name, read)["silent"] <= most_silent
 
 
 def test_a_killed_packing_with_a_damaged_note_is_packed_as_if_new(split: Path) -> None:
     expected = windows_of(split)
-    source = read_split(split)
-    packing = Packing(source, split.parent / "packed", SETTINGS, QUIET)
+    packing = Packing(source_of(split), split.parent / "packed", SETTINGS, QUIET)
     shutil.rmtree(packing.target)
     packing.building.mkdir()
     create_arrays(packing.building, packing.arrays)
-    job = FrameJob(split, packing.building, SETTINGS, len(source.frames), 0, source.names, source.block_order)
-    note = packing.building / "done.json"
-    content = {"state": packing.state, "filled": [vars(job.run())]}
-    write_sealed(note, content)
+    (job,) = packing._jobs(set())
+    note, done = packing.building / "done.jsonl", job.run()
+    for line in ({"state": packing.state}, asdict(done)):
+        append_line(note, sealed(line))
+    assert packing._continued() == [done]
     for copy in damaged(note.read_bytes(), COUNT):
         note.write_bytes(copy)
-        assert read_sealed(note) in (None, content)  # a blank more or less between two values is no damage
-    assert read_sealed(note) is None
+        assert packing._continued() in (None, [], [done])  # a blank more or less between two values is no damage
     assert windows_of(split) == expected
 
 
@@ -160,4 +172,4 @@ def test_npz_members_are_read_to_their_end_where_the_checksum_is(split: Path) ->
     content[at] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"episode_0000100\.npz: robot_obs cannot be read: Bad CRC-32"):
-        read_frame(path, SETTINGS, np.arange(3))
+        first_frame(split)

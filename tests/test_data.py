@@ -16,20 +16,21 @@ import numpy as np
 import pytest
 import torch
 
-from roboflamingo.data.annotations import DataError, load_plain_dict, read_segments
-from roboflamingo.data.frames import PackSettings
+from calvin_eval.system.files import append_line, read_lines
+from calvin_eval.system.sealing import opened, sealed
+from roboflamingo.data.errors import DataError
 from roboflamingo.data.images import resize_image
-from roboflamingo.data.packing import pack
-from roboflamingo.data.split import read_split
-from roboflamingo.data.store import read_sealed, write_sealed
+from roboflamingo.data.sources.calvin.annotations import read_segments
+from roboflamingo.data.sources.calvin.plain import load_plain_dict
+from roboflamingo.data.store.settings import PackSettings
 from roboflamingo.data.windows import Windows, last_frames, to_tensors
-from synthetic import TASKS, write_frame, write_split
+from synthetic import TASKS, pack_split, source_of, view, write_frame, write_split
 
-SETTINGS = PackSettings(static_size=20, gripper_size=12)
+SETTINGS = view(20, 12)
 
 
 def packed(split: Path, cache: Path, settings: PackSettings = SETTINGS) -> Path:
-    return pack(split, cache, settings, processes=1)
+    return pack_split(split, cache, settings)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_other_language_folders_are_used_and_suggested(tmp_path: Path) -> None:
 
 def test_only_frames_of_segments_are_packed_and_each_once(tmp_path: Path) -> None:
     write_split(tmp_path / "training", lengths=[6, 6], overlap=2)
-    assert read_split(tmp_path / "training").frames.tolist() == list(range(100, 110))
+    assert len(np.load(packed(tmp_path / "training", tmp_path) / "robot_obs.npy")) == 10
 
 
 def test_blocks_are_packed_in_one_order_whatever_the_scene(tmp_path: Path) -> None:
@@ -118,14 +119,15 @@ def test_scene_info_decides_the_block_order_where_scenes_are_mixed(tmp_path: Pat
     write_split(tmp_path / "training", lengths=[3, 3])  # frames 100-102 and 105-107
     scenes = {"calvin_scene_A": [100, 103], "calvin_scene_C": [104, 110]}
     np.save(tmp_path / "training" / "scene_info.npy", scenes, allow_pickle=True)  # type: ignore[arg-type]
-    order = read_split(tmp_path / "training").block_order
+    source = source_of(tmp_path / "training")
+    order = source.block_order(np.searchsorted(source.ids, [100, 101, 102, 105, 106, 107]))
     assert order.tolist() == [[2, 1, 0]] * 3 + [[1, 0, 2]] * 3
 
 
 def test_packing_with_processes_equals_packing_without(tmp_path: Path) -> None:
     write_split(tmp_path / "training", lengths=[150, 150, 300])
     alone = packed(tmp_path / "training", tmp_path / "alone")
-    together = pack(tmp_path / "training", tmp_path / "together", SETTINGS, processes=2)
+    together = pack_split(tmp_path / "training", tmp_path / "together", SETTINGS, processes=2)
     for array in alone.glob("*.npy"):
         assert array.read_bytes() == (together / array.name).read_bytes()
 
@@ -154,11 +156,11 @@ def test_changed_annotations_are_packed_again(tmp_path: Path) -> None:
     annotations["language"]["ann"][0] = "new words"
     np.save(path, annotations, allow_pickle=True)  # type: ignore[arg-type]
     packed(tmp_path / "training", tmp_path)
-    assert json.loads((folder / "index.json").read_text())["segments"][0]["instruction"] == "new words"
+    assert json.loads((folder / "index.json").read_text())["samples"][0]["instruction"] == "new words"
 
 
 def test_other_settings_live_beside_each_other(split: Path, cache: Path) -> None:
-    small, large = packed(split, cache), packed(split, cache, PackSettings(static_size=24, gripper_size=12))
+    small, large = packed(split, cache), packed(split, cache, view(24, 12))
     assert small != large
     assert small.is_dir()
     assert large.is_dir()
@@ -167,26 +169,27 @@ def test_other_settings_live_beside_each_other(split: Path, cache: Path) -> None
 def test_a_killed_packing_is_continued(tmp_path: Path) -> None:
     write_split(tmp_path / "training", lengths=[1200])
     code = (
-        "import sys; from pathlib import Path; from roboflamingo.data.packing import pack, PackSettings;"
-        "pack(Path(sys.argv[1]), Path(sys.argv[2]), PackSettings(20, 12), processes=1)"
+        "import sys; sys.path.insert(0, sys.argv[3]); from pathlib import Path; from synthetic import pack_split, view;"
+        "pack_split(Path(sys.argv[1]), Path(sys.argv[2]), view(20, 12))"
     )
     cache = tmp_path / "cache"
-    process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "training", cache])
-    while not (notes := list(cache.glob("*.building/done.json"))) or not (read_sealed(notes[0]) or {}).get("filled"):
+    process = subprocess.Popen([sys.executable, "-c", code, tmp_path / "training", cache, Path(__file__).parent])
+    while not (notes := list(cache.glob("*.building/done.jsonl"))) or len(read_lines(notes[0])) < 2:
         assert process.poll() is None, "packing ended before it could be killed"
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = read_sealed(notes[0])
-    assert done is not None
+    done = [opened(line, "done") for line in read_lines(notes[0])]
     robot_obs = np.load(notes[0].parent / "robot_obs.npy", mmap_mode="r+")
     robot_obs[0] = 123  # a mark that a second packing of the same frame would overwrite
-    done["filled"][0]["checksums"]["robot_obs"] = zlib.crc32(robot_obs[:256].tobytes())
-    write_sealed(notes[0], done)
+    done[1]["checksums"]["robot_obs"] = zlib.crc32(robot_obs[:256].tobytes())
+    notes[0].unlink()
+    for line in done:
+        append_line(notes[0], sealed(line))
     del robot_obs
 
     result = np.load(packed(tmp_path / "training", cache) / "robot_obs.npy")
-    assert done["filled"][0]["first"] == 0
+    assert done[1]["first"] == 0
     assert (result[0] == 123).all()
     expected = packed(tmp_path / "training", tmp_path / "fresh")
     np.testing.assert_array_equal(result[1:], np.load(expected / "robot_obs.npy")[1:])
@@ -217,7 +220,7 @@ def test_a_cut_off_frame_names_the_file_also_from_another_process(tmp_path: Path
     path = tmp_path / "training" / "episode_0000390.npz"
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DataError, match=r"episode_0000390\.npz: the archive cannot be read"):
-        pack(tmp_path / "training", tmp_path, SETTINGS, processes=2)
+        pack_split(tmp_path / "training", tmp_path, SETTINGS, processes=2)
 
 
 def test_a_missing_frame_names_file_and_segment(tmp_path: Path) -> None:
@@ -267,7 +270,7 @@ def test_windows_equal_a_plain_reading_of_the_files(
             assert batch["frame_mask"][i, t] == mask[t]
             np.testing.assert_array_equal(batch["robot_obs"][i, t], frame(number, "robot_obs").astype(np.float32))
             if i % 7 == 0:
-                image = resize_image(frame(number, "rgb_static"), SETTINGS.static_size)
+                image = resize_image(frame(number, "rgb_static"), SETTINGS.cameras["rgb_static"])
                 np.testing.assert_array_equal(batch["rgb_static"][i, t], image)
             for k in range(chunk):
                 inside = number + k < segment.stop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,31 @@ from typing import Any
 import numpy as np
 import pytest
 
-from roboflamingo.data.annotations import read_segments
 from roboflamingo.data.errors import DataError
-from roboflamingo.data.frames import PackSettings, read_frame
-from roboflamingo.data.plain import load_plain_dict
-from roboflamingo.data.split import read_split
-from synthetic import write_frame, write_split
+from roboflamingo.data.sources.base import Frame, SourceOptions
+from roboflamingo.data.sources.calvin.annotations import read_segments
+from roboflamingo.data.sources.calvin.frames import VECTORS, CalvinReader
+from roboflamingo.data.sources.calvin.plain import load_plain_dict
+from synthetic import source_of, write_frame, write_split
 
-ORDER = np.arange(3)
+WHOLE = ("rgb_static", "rgb_gripper", "robot_obs", "scene_obs", "actions")
 ACTION = np.array([0.5, -1.0, 0.25, 0, 0, 1.0, -1])
 
 
-def read(path: Path, settings: PackSettings | None = None, **replaced: Any) -> Any:
+def read_only(path: Path, names: tuple[str, ...], options: SourceOptions | None = None) -> Frame:
+    """A frame, as far as these arrays are asked for."""
+    options, lengths = options or SourceOptions(), VECTORS | {"force": 2}
+    order = np.arange(3)[None]
+    reader = CalvinReader(path.parent, (path.name,), order, lengths, options.actions, options.out_of_range, {})
+    (frame,) = reader.frames(names)
+    if isinstance(frame, DataError):
+        raise frame
+    return frame
+
+
+def read(path: Path, options: SourceOptions | None = None, **replaced: Any) -> Frame:
     write_frame(path, np.random.default_rng(0), **replaced)
-    return read_frame(path, settings or PackSettings(8, 6), ORDER)
+    return read_only(path, (*WHOLE, *(name for name in replaced if name == "force")), options)
 
 
 # --- numbers ---------------------------------------------------------------------------------------------
@@ -54,9 +66,8 @@ def test_values_that_no_policy_could_learn_from_are_named(
 
 
 def test_vectors_too_are_checked_in_float32(tmp_path: Path) -> None:
-    settings = PackSettings(8, 6, vectors={"force": 2})
     with pytest.raises(DataError, match=r"force .* in float32: \[1\] is 1e\+39"):
-        read(tmp_path / "frame.npz", settings, force=np.array([0, 1e39]))
+        read(tmp_path / "frame.npz", force=np.array([0, 1e39]))
 
 
 def test_rounding_beyond_one_is_no_fault(tmp_path: Path) -> None:
@@ -67,18 +78,18 @@ def test_rounding_beyond_one_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_actions_beyond_one_are_clipped_where_asked(tmp_path: Path) -> None:
-    settings = PackSettings(8, 6, out_of_range="clip")
-    frame = read(tmp_path / "frame.npz", settings, rel_actions=np.array([50, -3, 0.5, 0, 0, 1, -1]))
+    options = SourceOptions(out_of_range="clip")
+    frame = read(tmp_path / "frame.npz", options, rel_actions=np.array([50, -3, 0.5, 0, 0, 1, -1]))
     assert frame.arrays["actions"].tolist() == [1, -1, 0.5, 0, 0, 1, -1]
     assert frame.beyond == 50
 
 
 @pytest.mark.parametrize("pose", [[300, 0, 400, 0, 0, 0], [0.1, 0, 0.4, 180, 0, 90], [1e39, 0, 0, 0, 0, 0]])
 def test_absolute_actions_are_poses_in_metres_and_rad(tmp_path: Path, pose: list[float]) -> None:
-    settings = PackSettings(8, 6, actions="actions")
+    options = SourceOptions(actions="absolute")
     with pytest.raises(DataError, match=r"frame\.npz: actions .*(is no pose: it should be metres, then rad|float32)"):
-        read(tmp_path / "frame.npz", settings, actions=np.array([*pose, 1]))
-    read(tmp_path / "frame.npz", settings, actions=np.array([0.1, -0.2, 0.5, 3.1, 0, -3.1, 1]))
+        read(tmp_path / "frame.npz", options, actions=np.array([*pose, 1]))
+    read(tmp_path / "frame.npz", options, actions=np.array([0.1, -0.2, 0.5, 3.1, 0, -3.1, 1]))
 
 
 def test_a_frame_needs_only_what_the_policy_reads(tmp_path: Path) -> None:
@@ -87,10 +98,10 @@ def test_a_frame_needs_only_what_the_policy_reads(tmp_path: Path) -> None:
     with np.load(path) as whole:
         bare = {key: whole[key] for key in ("rgb_static", "robot_obs", "rel_actions")}
     np.savez_compressed(path, **bare)  # type: ignore[arg-type]
-    frame = read_frame(path, PackSettings(8, 6, gripper=False, scene=False), ORDER)
+    frame = read_only(path, ("rgb_static", "robot_obs", "actions"))
     assert sorted(frame.arrays) == ["actions", "rgb_static", "robot_obs"]
     with pytest.raises(DataError, match=r"has no scene_obs; it holds rgb_static, robot_obs, rel_actions"):
-        read_frame(path, PackSettings(8, 6, gripper=False), ORDER)
+        read_only(path, ("rgb_static", "robot_obs", "scene_obs"))
 
 
 # --- annotations -----------------------------------------------------------------------------------------
@@ -250,23 +261,24 @@ def test_frames_have_any_prefix_and_number_of_digits(tmp_path: Path, pattern: st
     write_split(tmp_path, lengths=[3])
     for file in tmp_path.glob("episode_*.npz"):
         file.rename(file.with_name(pattern.format(int(file.stem.removeprefix("episode_")))))
-    split = read_split(tmp_path)
-    assert split.names == tuple(pattern.format(frame) for frame in (100, 101, 102))
-    assert split.path(101) == tmp_path / pattern.format(101)
-    split.path(101).unlink()
-    with pytest.raises(DataError, match=rf"{pattern.format(101)} is missing, but segment 0"):
-        read_split(tmp_path)
+    source = source_of(tmp_path)
+    rows = np.searchsorted(source.ids, [100, 101, 102])
+    assert [source.name(row) for row in rows] == [str(tmp_path / pattern.format(frame)) for frame in (100, 101, 102)]
+    (tmp_path / pattern.format(101)).unlink()
+    source = source_of(tmp_path)
+    (problem,) = source.reader(source.missing).frames(WHOLE)
+    assert re.search(rf"{pattern.format(101)} is missing, but segment 0", str(problem))
 
 
 def test_a_frame_that_is_there_twice_and_a_folder_without_frames_are_named(tmp_path: Path) -> None:
     write_split(tmp_path, lengths=[3])
     (tmp_path / "episode_101.npz").write_bytes(b"")
     with pytest.raises(DataError, match=r"holds frame 101 twice, as episode_\w+\.npz and episode_\w+\.npz"):
-        read_split(tmp_path)
+        len(source_of(tmp_path))
     for file in tmp_path.glob("episode_*.npz"):
         file.unlink()
     with pytest.raises(DataError, match="holds no frames; CALVIN's are episode_0000000"):
-        read_split(tmp_path)
+        len(source_of(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -283,4 +295,5 @@ def test_damaged_scene_ranges_are_named(tmp_path: Path, scenes: Any, message: st
     write_split(tmp_path, lengths=[3])
     np.save(tmp_path / "scene_info.npy", scenes, allow_pickle=True)
     with pytest.raises(DataError, match=rf"scene_info\.npy.*{message}"):
-        read_split(tmp_path)
+        source = source_of(tmp_path)
+        source.block_order(np.arange(len(source)))

@@ -120,6 +120,7 @@ def test_packed_data_and_published_models(tmp_path):
     packed.mkdir()
     for name in ("rgb_static", "rgb_gripper"):
         np.save(packed / f"{name}.npy", np.zeros((3, 8, 8, 3), np.uint8))
+    np.save(packed / "digests.npy", np.zeros((3, 16), np.uint8))
     assert "packed: packed data" in told(packed) and "rgb_static: 3 x 8 x 8 x 3 uint8" in told(packed)
     (packed / "rgb_static.npy").write_bytes(b"no array")
     with pytest.raises(UserError, match=r"rgb_static\.npy is damaged.*packed anew"):

@@ -8,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +16,30 @@ import pytest
 from rich.console import Console
 
 from calvin_eval.system.errors import UserError
+from calvin_eval.system.files import append_line
 from calvin_eval.system.locks import folder_lock
-from roboflamingo.data.building import Packing
+from calvin_eval.system.sealing import sealed
 from roboflamingo.data.errors import DataError
-from roboflamingo.data.frames import PackSettings
-from roboflamingo.data.packing import pack, pack_all
-from roboflamingo.data.split import folder_at, read_split
-from roboflamingo.data.store import FrameJob, create_arrays, read_index, write_sealed
+from roboflamingo.data.places import folder_at
+from roboflamingo.data.store.arrays import create_arrays
+from roboflamingo.data.store.building import Packing
+from roboflamingo.data.store.index import read_index
+from roboflamingo.data.store.packing import pack_all
+from roboflamingo.data.store.settings import PackSettings
 from roboflamingo.data.windows import Windows
-from synthetic import write_dataset, write_frame, write_split
+from synthetic import pack_split, source_of, view, write_dataset, write_frame, write_split
 
-SETTINGS = PackSettings(static_size=8, gripper_size=6)
+SETTINGS = view(8, 6)
 
 
 def packed(split: Path, cache: Path | None = None, settings: PackSettings = SETTINGS) -> Path:
-    return pack(split, cache or split.parent / "packed", settings, processes=1, console=Console(quiet=True))
+    return pack_split(split, cache or split.parent / "packed", settings)
 
 
 def told(split: Path, settings: PackSettings = SETTINGS) -> str:
     """What packing says."""
     file = io.StringIO()
-    pack(split, split.parent / "packed", settings, processes=1, console=Console(file=file, width=300))
+    pack_split(split, split.parent / "packed", settings, console=Console(file=file, width=300))
     return file.getvalue()
 
 
@@ -90,7 +94,7 @@ def test_a_copy_is_another_folder_with_the_same_content(split: Path, tmp_path: P
     shutil.copytree(split, tmp_path / "copy" / "training", copy_function=shutil.copy)  # other times
     one, other = (Windows([packed(s)], window=1, chunk=1) for s in (split, tmp_path / "copy" / "training"))
     assert one.contents == other.contents
-    assert one.contents == Windows([packed(split, settings=PackSettings(4, 4))], window=1, chunk=1).contents
+    assert one.contents == Windows([packed(split, settings=view(4, 4))], window=1, chunk=1).contents
 
 
 @pytest.mark.parametrize("frame", [100, 107])
@@ -105,7 +109,7 @@ def test_a_frame_replaced_by_one_of_the_same_size_and_time_is_another(split: Pat
     assert f"set/training is packed again: {path} has changed" in told(split)
     assert read_index(packed(split))["content"] != before
     with np.load(path) as file:
-        row = read_split(split).frames.tolist().index(frame)
+        row = [100, 101, 102, 103, 106, 107, 108].index(frame)
         np.testing.assert_array_equal(
             np.load(packed(split) / "robot_obs.npy")[row], file["robot_obs"].astype(np.float32)
         )
@@ -150,16 +154,15 @@ def test_a_cache_that_cannot_be_written_to_names_the_key(split: Path, tmp_path: 
 
 def test_a_disk_that_is_too_small_is_an_error_that_names_file_and_key(split: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from roboflamingo.data.packing import pack, PackSettings;"
-        "pack(Path(sys.argv[1]), Path(sys.argv[2]), PackSettings(80, 40), processes=1)"
+        "import sys; sys.path.insert(0, sys.argv[3]); from pathlib import Path; from synthetic import pack_split, view;"
+        "pack_split(Path(sys.argv[1]), Path(sys.argv[2]), view(80, 40))"
     )
 
     def small() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
 
-    done = subprocess.run(
-        [sys.executable, "-c", code, split, tmp_path / "cache"], preexec_fn=small, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", code, split, tmp_path / "cache", Path(__file__).parent]
+    done = subprocess.run(command, preexec_fn=small, capture_output=True, text=True)
     assert done.returncode == 1
     assert "DataError" in done.stderr.splitlines()[-1]
     assert "rgb_static.npy: File too large" in done.stderr
@@ -168,12 +171,13 @@ def test_a_disk_that_is_too_small_is_an_error_that_names_file_and_key(split: Pat
 
 def test_all_splits_are_looked_through_before_the_first_is_packed(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "set")
-    splits = [folder / "training", folder / "validation"]
-    write_frame(splits[1] / "episode_0009000.npz", np.random.default_rng(0), robot_obs=np.zeros(3))
+    splits = [source_of(folder / name) for name in ("training", "validation")]
+    write_frame(splits[1].folder / "episode_0009000.npz", np.random.default_rng(0), robot_obs=np.zeros(3))
     with pytest.raises(DataError, match=r"validation/episode_0009000\.npz: robot_obs"):
         pack_all(splits, folder / "packed", SETTINGS, processes=1)
     assert not (folder / "packed").exists()
-    (splits[1] / "lang_annotations" / "auto_lang_ann.npy").unlink()
+    (splits[1].folder / "lang_annotations" / "auto_lang_ann.npy").unlink()
+    splits = [source_of(folder / name) for name in ("training", "validation")]
     with pytest.raises(DataError, match=r"validation/lang_annotations/auto_lang_ann\.npy is missing"):
         pack_all(splits, folder / "packed", SETTINGS, processes=1)
     assert not (folder / "packed").exists()
@@ -181,12 +185,12 @@ def test_all_splits_are_looked_through_before_the_first_is_packed(tmp_path: Path
 
 def test_rows_that_a_killed_packing_left_damaged_are_filled_again(split: Path) -> None:
     expected = packed(split, split.parent / "fresh")
-    source = read_split(split)
-    packing = Packing(source, split.parent / "packed", SETTINGS, Console(quiet=True))
+    packing = Packing(source_of(split), split.parent / "packed", SETTINGS, Console(quiet=True))
     packing.building.mkdir(parents=True)
     create_arrays(packing.building, packing.arrays)
-    job = FrameJob(split, packing.building, SETTINGS, len(source.frames), 0, source.names, source.block_order)
-    write_sealed(packing.building / "done.json", {"state": packing.state, "filled": [vars(job.run())]})
+    (job,) = packing._jobs(set())
+    for line in ({"state": packing.state}, asdict(job.run())):
+        append_line(packing.building / "done.jsonl", sealed(line))
     array = np.load(packing.building / "actions.npy", mmap_mode="r+")
     array[2] = 0.5
     del array
@@ -197,7 +201,7 @@ def test_rows_that_a_killed_packing_left_damaged_are_filled_again(split: Path) -
 def test_what_another_process_has_packed_meanwhile_is_not_packed_again(split: Path) -> None:
     folder = packed(split)
     (folder / "actions.npy").write_bytes(b"")
-    mine, other = (Packing(read_split(split), folder.parent, SETTINGS, Console(quiet=True)) for _ in range(2))
+    mine, other = (Packing(source_of(split), folder.parent, SETTINGS, Console(quiet=True)) for _ in range(2))
     assert (mine.find(), other.find()) == (None, None)
     other.make(1)
     written = (folder / "index.json").stat()
@@ -211,19 +215,19 @@ def test_clipped_actions_are_counted_whenever_the_data_are_opened(split: Path) -
         write_frame(split / f"episode_{frame:07d}.npz", np.random.default_rng(0), rel_actions=action)
     with pytest.raises(DataError, match=r"episode_0000101\.npz: rel_actions\[0\] is 50; .*data\.out_of_range to clip"):
         packed(split)
-    clip = PackSettings(static_size=8, gripper_size=6, out_of_range="clip")
+    clip = view(8, 6, out_of_range="clip")
     for _ in range(2):
-        assert "2 of 7 frames have relative actions beyond [-1, 1] (up to 50); they are clipped" in told(split, clip)
+        assert "2 of 7 frames have actions out of range (up to 50); they are clipped" in told(split, clip)
     assert np.load(packed(split, settings=clip) / "actions.npy")[1:3, 0].tolist() == [1, -1]
     with pytest.raises(DataError, match=r"episode_0000101\.npz: rel_actions\[0\] is 50"):
         packed(split)
 
 
 def test_clipping_makes_no_other_copy_where_nothing_is_clipped(split: Path) -> None:
-    assert packed(split, settings=PackSettings(8, 6, out_of_range="clip")) == packed(split)
+    assert packed(split, settings=view(8, 6, out_of_range="clip")) == packed(split)
 
 
 def test_folders_of_different_settings_do_not_join(split: Path) -> None:
-    folders = [packed(split), packed(split, settings=PackSettings(8, 6, gripper=False))]
+    folders = [packed(split), packed(split, settings=view(8, None))]
     with pytest.raises(UserError, match="were packed with different settings"):
         Windows(folders, window=1, chunk=1)

@@ -21,6 +21,7 @@ from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.cli.collect import CollectConfig
 from roboflamingo.cli.demo_parts import DemoConfig, Round
 from roboflamingo.cli.evaluate import EvaluateConfig
+from roboflamingo.data.sources.columns import Columns
 from roboflamingo.heads import HeadConfig
 from roboflamingo.policy.actions import Statistics
 from roboflamingo.policy.config import PolicyConfig
@@ -36,6 +37,7 @@ from roboflamingo.weights.presets import preset
 
 CONFIGS: dict[str, Callable[[], Any]] = {
     "data": lambda: DataConfig({"a": 1.0}),
+    "data.columns": Columns,
     "optimizer": OptimizerConfig,
     "trainable": TrainableConfig,
     "wandb": WandbConfig,

@@ -18,7 +18,8 @@ from calvin_eval.demonstrations.frames import absolute_action
 from calvin_eval.demonstrations.recording import FIRST_FRAME, Recorder
 from calvin_eval.demonstrations.scene_config import merged_config
 from calvin_eval.system.errors import UserError
-from roboflamingo.data.annotations import load_plain_dict, read_segments
+from roboflamingo.data.sources.calvin.annotations import read_segments
+from roboflamingo.data.sources.calvin.plain import load_plain_dict
 
 FRAMES = 57
 """Recorded of `three_episodes`."""

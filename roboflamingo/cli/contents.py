@@ -121,7 +121,7 @@ def _collection(folder: Path) -> Rows:
 
 def _split(folder: Path) -> Rows:
     """Frames and segments of a CALVIN split."""
-    from roboflamingo.data.annotations import read_segments
+    from roboflamingo.data.sources.calvin.annotations import read_segments
 
     files = list(folder.glob("episode_*.npz"))
     size = sum(file.stat().st_size for file in files)
@@ -274,7 +274,7 @@ KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path], Rows]], ...] = (
     (_is_data_set, _data_set),
     (_has("lang*/auto_lang_ann.npy"), _split),
     (_has("episode_*.npz"), _split),
-    (_holds("rgb_static.npy", "rgb_gripper.npy"), _packed),
+    (_holds("digests.npy"), _packed),
     (_is_evaluation, _evaluation),
     (lambda folder: _holds("data", "config.yaml")(folder) and _has("train*")(folder), _demo),
     (_holds("config.yaml", "weights.safetensors"), _policy),

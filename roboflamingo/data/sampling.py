@@ -60,19 +60,30 @@ class BatchNumbers:
         batch_size: windows in a batch of this process.
         start: batches to skip, as many as an earlier run has trained on.
         rank: this process's number. processes: how many there are.
+        places: whether numbers say their place in the stream, too, as `place * N + number` (see `Windows`).
     """
 
     def __init__(
-        self, stream: WindowStream, batch_size: int, *, start: int = 0, rank: int = 0, processes: int = 1
+        self,
+        stream: WindowStream,
+        batch_size: int,
+        *,
+        start: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+        places: bool = False,
     ) -> None:
         self._stream, self._batch_size, self._start = stream, batch_size, start
-        self._rank, self._processes = rank, processes
+        self._rank, self._processes, self._places = rank, processes, places
 
     def __iter__(self) -> Iterator[list[int]]:
         batch = self._start
         while True:
             position = (batch * self._processes + self._rank) * self._batch_size
-            yield self._stream.take(position, self._batch_size).tolist()
+            numbers = self._stream.take(position, self._batch_size)
+            if self._places:
+                numbers += np.arange(position, position + self._batch_size) * self._stream.epoch_length()
+            yield numbers.tolist()
             batch += 1
 
 

@@ -1,55 +1,84 @@
 """Windows of consecutive frames with their instruction and the actions to come, read from packed splits.
 
-There is one window for every frame of every segment: the frame is the window's last, and the T - 1 before
-it are the past that a policy would have seen by then. Before the segment's start there is no past, and
+There is one window for every frame of every sample (see `samples.py`; a sample is an annotated segment unless something
+else is asked for): the frame is the window's last, and the T - 1 before
+it are the past that a policy would have seen by then. Before the sample's start there is no past, and
 `frame_mask` is False for what fills the window up. A policy that has just been given its instruction sees
 its window grow, so there the frames that exist stand first and copies of the last one follow; for policies
 that act on full windows only, copies of the first frame stand before them (see `PolicyConfig.grows`).
 
-A batch is a dictionary (B windows, T frames, K actions):
+A batch is a dictionary (B windows, T frames, K actions). Arrays of frames go by the names of the data set; CALVIN's are
     rgb_static   (B, T, S, S, 3) uint8
     rgb_gripper  (B, T, G, G, 3) uint8
     robot_obs    (B, T, 15) float32
     scene_obs    (B, T, 24) float32, blocks in the order red, blue, pink
-    actions      (B, T, K, 7) float32, the recorded actions of frames t .. t + K - 1
-    action_mask  (B, T, K) bool, False past the segment's end
+and whatever the data set,
+    actions      (B, T, K, A) float32, the recorded actions of frames t .. t + K - 1
+    action_mask  (B, T, K) bool, False past the sample's end
     frame_mask   (B, T) bool
     instruction  list of B sentences
-    and further vectors of the frames by name (B, T, n) float32, if they were packed
-rgb_gripper and scene_obs are left out where they were not packed, as for policies that do not read them.
+    goal_NAME    (B, S, S, 3) uint8 for every camera, where samples are goals: a later frame of the sample
+What was not packed is left out, as for policies that do not read it. Windows that need a frame that could not be read
+do not exist.
+
+Whatever of a window is drawn at random (its length, the wording, the goal) is a function of a seed and of its place in
+the stream of windows: a number beyond the windows' count says both, `place * len(windows) + number`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
+from calvin_eval.system.machine import cores
 from roboflamingo.data.errors import DataError
-from roboflamingo.data.frames import PackSettings
-from roboflamingo.data.store import open_array, read_index
+from roboflamingo.data.samples import SampleTable, sample_table
+from roboflamingo.data.sources.base import ACTIONS, SampleKind
+from roboflamingo.data.store.reading import PackedFolder
+
+
+@dataclass(frozen=True)
+class Variety:
+    """What of a window is drawn anew whenever it is drawn.
+
+    Attributes:
+        seed: decides, with the place in the stream.
+        shortest: least number of frames; each number from it to T is as likely. None for always T.
+        wordings: other sentences by task, each as likely as the annotated one.
+    """
+
+    seed: int = 0
+    shortest: int | None = None
+    wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Windows(Dataset[Any]):
     """The windows of one or several packed splits, a torch data set whose items are whole batches.
 
     Args:
-        packed: folders that `packing.pack` made.
+        packed: folders that `store.packing` made.
         window: T, frames in a window.
         chunk: K, actions to come at every frame.
         stride: recorded frames from one frame of a window to the next; the actions to come are never strided.
-        grows: whether windows at a segment's start are filled up behind their frames, and not before.
+        grows: whether windows at a sample's start are filled up behind their frames, and not before.
         weights: for every folder, how often a window of it is drawn relative to the other folders' windows.
+        cameras: edge (pixels) of each camera's images; None for all cameras, as they lie there.
+        vectors: which states are given; None for all.
+        kind: which samples windows are made of.
+        variety: what is drawn anew each time; None for nothing.
 
     Attributes:
         contents: digest of what every folder was packed from: its frames' and annotations' bytes, wherever they lay.
+        samples: the samples, in the order of their windows.
 
     Raises:
-        DataError: no folder, or weights that do not fit.
+        DataError: no folder, weights that do not fit, folders that hold different things, or no samples.
     """
 
     def __init__(
@@ -61,64 +90,95 @@ class Windows(Dataset[Any]):
         stride: int = 1,
         grows: bool = False,
         weights: Sequence[float] | None = None,
+        cameras: Mapping[str, int] | None = None,
+        vectors: Sequence[str] | None = None,
+        kind: SampleKind = "language",
+        variety: Variety | None = None,
     ) -> None:
-        weights = [1.0] * len(packed) if weights is None else list(weights)
-        if not packed or len(weights) != len(packed):
-            raise DataError(f"{len(packed)} data folders and {len(weights)} weights; one of each is needed at least")
-        if min(window, chunk, stride) < 1 or not all(0 < weight < float("inf") for weight in weights):
-            raise DataError(f"window {window}, chunk {chunk}, stride {stride} and weights {weights} must be positive")
+        self._weights = [1.0] * len(packed) if weights is None else list(weights)
+        if not packed or len(self._weights) != len(packed):
+            many = f"{len(packed)} data folders and {len(self._weights)} weights"
+            raise DataError(f"{many}; one of each is needed at least")
+        if min(window, chunk, stride) < 1 or not all(0 < weight < float("inf") for weight in self._weights):
+            raise DataError(
+                f"window {window}, chunk {chunk}, stride {stride} and weights {self._weights} must be positive"
+            )
         self.window, self.chunk, self.stride, self.grows = window, chunk, stride, grows
-        self._folders = [Path(folder) for folder in packed]
-        indices = [read_index(folder) for folder in self._folders]
-        self._shapes = [PackSettings(**index["settings"]).arrays(index["frames"]) for index in indices]
-        self._arrays = tuple(self._shapes[0])
-        if any(tuple(shapes) != self._arrays for shapes in self._shapes):
-            raise DataError(f"{', '.join(map(str, packed))} were packed with different settings")
-        self.contents = [str(index["content"]) for index in indices]
-        segments = [(i, segment) for i, index in enumerate(indices) for segment in index["segments"]]
-        self._first_rows = np.concatenate([[0], np.cumsum([index["frames"] for index in indices])])
-        self.instructions = [segment["instruction"] for _, segment in segments]
-        self.tasks = [segment["task"] for _, segment in segments]
-        # first frame and the one after the last of every segment, counted through all folders: (segments, 2)
-        self._bounds = np.array([segment["rows"] for _, segment in segments])
-        self._bounds += self._first_rows[[i for i, _ in segments], None]
-        self._segment_weights = np.array([weights[i] for i, _ in segments])
+        self.kind, self.variety = kind, variety
+        self.folders = [PackedFolder(folder, cameras) for folder in packed]
+        self.contents = [folder.content for folder in self.folders]
+        self._names = self._common_names(cameras, vectors)
+        self._first_rows = np.concatenate([[0], np.cumsum([folder.frames for folder in self.folders])])
+        self.samples = sample_table(self.folders, kind)
         self._count()
-        self._open()
+
+    def _common_names(self, cameras: Mapping[str, int] | None, vectors: Sequence[str] | None) -> tuple[str, ...]:
+        """The arrays that are given of every frame."""
+        first, *others = (folder.names for folder in self.folders)
+        if cameras is None and vectors is None and any(set(names) != set(first) for names in others):
+            raise DataError(f"{', '.join(str(f.folder) for f in self.folders)} were packed with different settings")
+        shown = [name for name in first if name in self.folders[0].spec.cameras]
+        told = [name for name in first if name not in shown and name != ACTIONS]
+        names = (*(shown if cameras is None else cameras), *(told if vectors is None else vectors))
+        for folder in self.folders:
+            if missing := [name for name in names if name not in folder.names]:
+                raise DataError(f"{folder.folder} has no {', '.join(missing)}; it holds {', '.join(folder.names)}")
+        return names
 
     def _count(self) -> None:
-        self._lengths = self._bounds[:, 1] - self._bounds[:, 0]
+        """Numbers the windows, those left out that need a damaged row."""
+        self._bounds, self._lengths = self.samples.bounds, self.samples.lengths
         self._ends = np.cumsum(self._lengths)
+        damaged = np.concatenate([f.damaged + row for f, row in zip(self.folders, self._first_rows[:-1], strict=True)])
+        self._kept: np.ndarray | None = None
+        if len(damaged):
+            whole = np.ones(int(self._ends[-1]), bool)
+            for row in damaged.tolist():
+                whole[self._needing(row)] = False
+            self._kept = np.flatnonzero(whole)
+            if not len(self._kept):
+                raise DataError("no window is left: all need frames that cannot be read")
 
-    def keep(self, fraction: float, seed: int) -> None:
-        """Leaves out all but a share of each task's segments, at least one, drawn by seed."""
-        if fraction >= 1:
-            return
-        random, tasks = np.random.default_rng(seed), np.array(self.tasks)
-        kept: list[int] = []
-        for task in np.unique(tasks):
-            members = np.flatnonzero(tasks == task)
-            kept += random.permutation(members)[: max(1, round(fraction * len(members)))].tolist()
-        kept.sort()
-        self._bounds, self._segment_weights = self._bounds[kept], self._segment_weights[kept]
-        self.instructions, self.tasks = [self.instructions[i] for i in kept], [self.tasks[i] for i in kept]
+    def _needing(self, row: int) -> np.ndarray:
+        """The numbers of the windows that show a row or hold its action, before any are left out."""
+        past, ahead = np.arange(self.window) * self.stride, np.arange(self.chunk)
+        lasts = np.unique(row + past[:, None] - ahead)
+        samples = np.flatnonzero((self._bounds[:, 0] <= row) & (row < self._bounds[:, 1]))
+        found = [np.zeros(0, np.int64)]
+        for number in samples.tolist():
+            first, stop = self._bounds[number].tolist()
+            inside = lasts[(lasts >= first) & (lasts < stop)] if self.kind != "goal" else np.arange(first, stop)
+            found.append(inside - first + self._ends[number] - self._lengths[number])
+        return np.concatenate(found)
+
+    def restrict(self, samples: SampleTable) -> None:
+        """Leaves out all windows but those of these samples, which `samples.only` or `samples.share` gave."""
+        self.samples = samples
         self._count()
 
-    def _open(self) -> None:
-        self._maps: list[dict[str, np.ndarray]] = [
-            {name: open_array(folder, name, *array) for name, array in shapes.items()}
-            for folder, shapes in zip(self._folders, self._shapes, strict=True)
-        ]
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """The sentence of every sample."""
+        return self.samples.instructions
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_maps"}
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The task of every sample."""
+        return self.samples.tasks
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._open()
+    @property
+    def wordings(self) -> list[str]:
+        """Every sentence that a window may have."""
+        varied = self.variety.wordings if self.variety else {}
+        return [*self.instructions, *(text for task in dict.fromkeys(self.tasks) for text in varied.get(task, ()))]
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._ends[-1]) if self._kept is None else len(self._kept)
+
+    def _of_windows(self, values: np.ndarray) -> np.ndarray:
+        """A value of every sample for each of its windows."""
+        repeated = np.repeat(values, self._lengths)
+        return repeated if self._kept is None else repeated[self._kept]
 
     def draw_weights(self, *, balance_tasks: bool = False) -> np.ndarray:
         """How often each window is to be drawn, (len(self),) and relative.
@@ -126,18 +186,28 @@ class Windows(Dataset[Any]):
         Args:
             balance_tasks: whether every task is drawn equally often; within a task the folders' weights hold.
         """
-        weights = self._segment_weights
+        weights = np.array(self._weights)[self.samples.folders]
         if balance_tasks:
-            _, task = np.unique(self.tasks, return_inverse=True)
+            _, task = np.unique(np.array(self.tasks), return_inverse=True)
             weights = weights / np.bincount(task, weights=weights * self._lengths)[task]
-        return np.repeat(weights, self._lengths)
+        return self._of_windows(weights)
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """The batch of the windows with these numbers, as numpy arrays."""
-        window = np.asarray(indices, np.int64)
-        segment = np.searchsorted(self._ends, window, side="right")
-        first, stop = self._bounds[segment].T[:, :, None]  # each (B, 1)
-        last = first + (window - self._ends[segment] + self._lengths[segment])[:, None]
+        if (reader := get_worker_info()) is not None:  # one of several processes that read ahead
+            for folder in self.folders:
+                folder.threads = max(1, cores() // reader.num_workers)
+        place, window = np.divmod(np.asarray(indices, np.int64), len(self))
+        if self._kept is not None:
+            window = self._kept[window]
+        sample = np.searchsorted(self._ends, window, side="right")
+        first, stop = self._bounds[sample].T[:, :, None]  # each (B, 1)
+        last = first + (window - self._ends[sample] + self._lengths[sample])[:, None]
+        instructions = [self.instructions[i] for i in sample]
+        goals = None
+        if self.variety is not None or self.kind == "goal":
+            shown, instructions, goals = self._drawn(place, window, sample, last[:, 0])
+            first = np.maximum(first, last - self.stride * (shown[:, None] - 1))
         frames_BT = last - self.stride * np.arange(self.window - 1, -1, -1)
         frame_mask = frames_BT >= first
         if self.grows:
@@ -148,31 +218,53 @@ class Windows(Dataset[Any]):
         steps_BTK = frames_BT[:, :, None] + np.arange(self.chunk)
         action_mask = steps_BTK < stop[:, :, None]
         steps_BTK = np.minimum(steps_BTK, stop[:, :, None] - 1)
-        batch: dict[str, Any] = {name: self._take(name, frames_BT) for name in self._arrays if name != "actions"}
+        batch: dict[str, Any] = {name: self._take(name, frames_BT) for name in self._names}
+        if goals is not None:
+            cameras = [name for name in self._names if name in self.folders[0].spec.cameras]
+            batch |= {f"goal_{name}": self._take(name, goals) for name in cameras}
         return batch | {
-            "actions": self._take("actions", steps_BTK),
-            "action_mask": action_mask,
+            "actions": self._take(ACTIONS, steps_BTK),
+            "action_mask": action_mask if self.kind != "caption" else np.zeros_like(action_mask),
             "frame_mask": frame_mask,
-            "instruction": [self.instructions[i] for i in segment],
+            "instruction": instructions,
         }
+
+    def _drawn(
+        self, place: np.ndarray, window: np.ndarray, sample: np.ndarray, last: np.ndarray
+    ) -> tuple[np.ndarray, list[str], np.ndarray | None]:
+        """What is drawn for each window: frames shown (B,), sentences, goals' rows (B,)."""
+        variety = self.variety or Variety()
+        shown, goals = np.full(len(window), self.window), last.copy()
+        sentences: list[str] = []
+        for i, number in enumerate(sample.tolist()):
+            random = np.random.default_rng([variety.seed, int(place[i]), int(window[i])])
+            if variety.shortest is not None:
+                shown[i] = random.integers(min(variety.shortest, self.window), self.window + 1)
+            texts = (self.instructions[number], *variety.wordings.get(self.tasks[number], ()))
+            sentences.append(texts[random.integers(len(texts))])
+            goals[i] = random.integers(min(last[i] + 1, self._bounds[number, 1] - 1), self._bounds[number, 1])
+        return shown, sentences, goals if self.kind == "goal" else None
 
     def of_task(self, task: str) -> np.ndarray:
         """The numbers of a task's windows."""
-        return np.flatnonzero(np.repeat(np.array(self.tasks) == task, self._lengths))
+        return np.flatnonzero(self._of_windows(np.array(self.tasks) == task))
 
     def column(self, name: str) -> np.ndarray:
-        """One packed array whole, (frames of all folders, ...)."""
-        return np.concatenate([maps[name] for maps in self._maps])
+        """One packed array of numbers whole, (frames of all folders, ...); rows that could not be read left out."""
+        return np.concatenate([np.delete(f.column(name), f.damaged, axis=0) for f in self.folders])
 
     def _take(self, name: str, rows: np.ndarray) -> np.ndarray:
         """`rows` of one array, counted through all folders; its shape follows that of `rows`."""
-        if len(self._maps) == 1:
-            return np.take(self._maps[0][name], rows, axis=0)
-        sample = self._maps[0][name]
-        taken = np.empty(rows.shape + sample.shape[1:], sample.dtype)
+        if len(self.folders) == 1:
+            return self.folders[0].take(name, rows)
+        taken: np.ndarray | None = None
         owner = np.searchsorted(self._first_rows, rows, side="right") - 1
         for i in np.unique(owner):
-            taken[owner == i] = self._maps[i][name][rows[owner == i] - self._first_rows[i]]
+            part = self.folders[i].take(name, rows[owner == i] - self._first_rows[i])
+            if taken is None:
+                taken = np.empty(rows.shape + part.shape[1:], part.dtype)
+            taken[owner == i] = part
+        assert taken is not None
         return taken
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, BELOW_ONE, COUNT, INSIDE_ONE, SEED, SHARE, check_ranges
+from roboflamingo.data.sources.columns import Columns
 from roboflamingo.policy.base_config import BasePolicyConfig
 from roboflamingo.policy.config import PolicyConfig
 
@@ -20,12 +21,26 @@ class DataConfig:
     """Which demonstrations are trained on.
 
     Attributes:
-        folders: CALVIN data sets, each with `training/` and, for held-out windows, `validation/`; the
+        folders: data sets of any kind (CALVIN's folders have `training/` and, for held-out windows, `validation/`), or
+            what `roboflamingo data pack` made of them; the
             number says how often a window of that folder is drawn relative to the others' (DAgger rounds
             are further folders).
         cache: where packed copies go; None for `packed/` in the first folder.
+        images: how a packed copy keeps images: decoded (raw, at the policy's size: quick to read), compressed (JPEG, at
+            the recorded size: about a twelfth of CALVIN's files), or auto, which decodes up to 32 GB and says so.
+        damaged: what happens to a frame that is missing or cannot be read: error names it; leave_out leaves out the
+            windows that need it and says how many frames there were.
         stride: recorded frames (30 Hz) from one frame of a window to the next.
-        language: the sub-folder of a split that holds `auto_lang_ann.npy`.
+        shortest_window: frames of a window, drawn anew each time between this number and policy.window; None for always
+            policy.window.
+        language: the sub-folder of a CALVIN split that holds `auto_lang_ann.npy`.
+        segment_ends: whether the second bound of a CALVIN segment is the frame after its last (exclusive, as CALVIN's
+            own loader reads), or its last (inclusive).
+        columns: which columns of a recorded vector are which part of an action, and which state, where the data set
+            does not say it itself.
+        subset: of some of the folders, a file that names the segments of `training/` that are used: their numbers, or
+            pairs of first frame and end (JSON, .npy, or text with a segment in a line).
+        wordings: a file with further sentences by task (YAML or JSON), each drawn as often as the annotated one.
         fraction: share of the annotated segments of `training/` that is used, drawn by `seed` evenly over tasks.
         balance_tasks: draws every task equally often instead of every window.
         out_of_range: what happens to relative actions beyond [-1, 1], which no head can say: error refuses the data
@@ -36,8 +51,15 @@ class DataConfig:
 
     folders: dict[str, float]
     cache: str | None = None
+    images: Literal["auto", "decoded", "compressed"] = "auto"
+    damaged: Literal["error", "leave_out"] = "error"
     stride: int = 1
+    shortest_window: int | None = None
     language: str = "lang_annotations"
+    segment_ends: Literal["exclusive", "inclusive"] = "exclusive"
+    columns: Columns = field(default_factory=Columns)
+    subset: dict[str, str] = field(default_factory=dict)
+    wordings: str | None = None
     fraction: float = 1.0
     balance_tasks: bool = False
     out_of_range: Literal["error", "clip"] = "error"
@@ -51,12 +73,15 @@ class DataConfig:
             ConfigError,
             folders=ABOVE_ZERO,
             stride=COUNT,
+            shortest_window=COUNT,
             fraction=SHARE,
             workers=AMOUNT,
             pack_processes=COUNT,
         )
         if not self.folders:
-            raise ConfigError("data.folders is empty; name at least one CALVIN data set and its weight, 1.0")
+            raise ConfigError("data.folders is empty; name at least one data set and its weight, 1.0")
+        if strange := self.subset.keys() - self.folders.keys():
+            raise ConfigError(f"data.subset names {min(strange)}, which is none of data.folders")
 
 
 @dataclass
@@ -281,6 +306,9 @@ class TrainConfig:
             raise ConfigError("optimizer.kind adamw_8bit cannot be sharded; use adamw with strategy fsdp, or ddp")
         if self.snapshot_every_epochs is not None and self.snapshot_every_epochs < 1:
             raise ConfigError(f"snapshot_every_epochs is {self.snapshot_every_epochs}; it must be at least 1")
+        shortest = self.data.shortest_window
+        if shortest is not None and shortest > self.policy.window:
+            raise ConfigError(f"data.shortest_window is {shortest}, and policy.window {self.policy.window}")
         never = self.validate_every_steps is None and self.validate_every_minutes is None
         if self.patience is not None and (never or not self.validation_windows):
             raise ConfigError(

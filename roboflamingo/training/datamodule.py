@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,15 @@ from lightning.pytorch import LightningDataModule
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from calvin_eval.calvin import CALVIN_ACTIONS, GRIPPER, SCENE_OBS, STATIC
-from calvin_eval.specs import ActionSpec
+from calvin_eval.specs import ActionSpec, RobotSpec
 from roboflamingo.data.errors import DataError
-from roboflamingo.data.frames import PackSettings, vector_length
-from roboflamingo.data.packing import pack_all
+from roboflamingo.data.lists import read_wordings, subset_of
+from roboflamingo.data.places import folder_at, is_packed, pack_or_find, splits_at
 from roboflamingo.data.sampling import BatchNumbers, WindowStream, held_out_numbers
-from roboflamingo.data.split import folder_at, read_split
-from roboflamingo.data.store import read_sealed, write_sealed
-from roboflamingo.data.windows import Windows, to_tensors
+from roboflamingo.data.sources.base import SourceOptions
+from roboflamingo.data.store.index import read_sealed, write_sealed
+from roboflamingo.data.store.settings import PackSettings
+from roboflamingo.data.windows import Variety, Windows, to_tensors
 from roboflamingo.policy.actions import pose_statistics, vector_statistics, with_action_statistics
 from roboflamingo.policy.base_config import Config
 from roboflamingo.training.config import ConfigError, TrainConfig
@@ -41,25 +43,55 @@ def open_windows(config: TrainConfig, console: Console | None = None) -> tuple[W
     """
     data, policy = config.data, config.policy
     folders = data_folders(config)
-    cache = folder_at(data.cache) if data.cache else folders[0] / "packed"
-    training_splits = [folder / "training" for folder in folders]
-    for split in training_splits:
-        if not split.is_dir():
-            raise DataError(f"{split} is not a folder; a CALVIN data set has training/ and validation/")
     held_out: list[Path] = []
     if config.validation_windows:
-        held_out = [folder / "validation" for folder in folders if (folder / "validation").is_dir()]
+        held_out = [folder for folder in folders if "validation" in splits_at(folder)]
         if not held_out:
             names = ", ".join(map(str, folders))
             raise DataError(f"none of {names} has a validation/ folder; set validation_windows to 0")
-    packed = pack_all(
-        training_splits + held_out, cache, pack_settings(config), processes=data.pack_processes, console=console
+    settings = pack_settings(config)
+    for folder in folders:
+        config.policy.check_data(robot_of(folder, settings.options), str(folder))
+    packed = pack_or_find(
+        [(folder, "training") for folder in folders] + [(folder, "validation") for folder in held_out],
+        folder_at(data.cache) if data.cache else None,
+        settings,
+        data.images,
+        processes=data.pack_processes,
+        console=console,
     )
     sizes: dict[str, Any] = {"window": policy.window, "chunk": policy.chunk, "stride": data.stride}
-    sizes["grows"] = policy.grows
+    sizes |= {"grows": policy.grows, "cameras": settings.cameras, "vectors": settings.vectors}
     training = Windows(packed[: len(folders)], **sizes, weights=list(data.folders.values()))
-    training.keep(data.fraction, config.seed)
+    lists = {list(data.folders).index(folder): folder_at(path) for folder, path in data.subset.items()}
+    samples = training.samples.only(subset_of(training.samples, lists)) if lists else training.samples
+    training.restrict(samples.share(data.fraction, config.seed))
+    training.variety = variety_of(config, training.tasks)
     return training, Windows(packed[len(folders) :], **sizes) if held_out else None
+
+
+def robot_of(folder: Path, options: SourceOptions) -> RobotSpec:
+    """What the training split of a data set, packed or not, was recorded from.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    if is_packed(folder):
+        return spec_from_json(read_index(folder / "training")["spec"])
+    return open_source(folder, "training", options).spec
+
+
+def variety_of(config: TrainConfig, tasks: Sequence[str]) -> Variety | None:
+    """What of a training window is drawn anew each time; None for nothing.
+
+    Raises:
+        DataError: the file of sentences is missing or damaged.
+    """
+    data = config.data
+    if data.wordings is None and data.shortest_window is None:
+        return None
+    wordings = {} if data.wordings is None else read_wordings(folder_at(data.wordings), tasks)
+    return Variety(config.seed, data.shortest_window, wordings)
 
 
 def data_folders(config: TrainConfig) -> list[Path]:
@@ -76,29 +108,20 @@ def data_folders(config: TrainConfig) -> list[Path]:
 
 
 def pack_settings(config: TrainConfig) -> PackSettings:
-    """What the policy reads of a frame, and no more.
-
-    Raises:
-        DataError: the first frame has no vector of a name that the policy reads.
-    """
+    """What the policy reads of a frame, and no more."""
     data, policy = config.data, config.policy
-    if unknown := [name for name in policy.seen if name not in (STATIC, GRIPPER)]:
-        raise DataError(f"policy.cameras has {', '.join(unknown)}; CALVIN's are {STATIC} and {GRIPPER}")
-    settings = PackSettings(
-        policy.cameras[STATIC].size,
-        policy.cameras[GRIPPER].size if GRIPPER in policy.seen else 1,
-        "actions" if policy.actions == "absolute" else "rel_actions",
-        data.language,
-        gripper=GRIPPER in policy.seen,
-        scene=SCENE_OBS in policy.privileged or SCENE_OBS in policy.vectors,
-        out_of_range=data.out_of_range,
+    return PackSettings(
+        cameras={name: policy.cameras[name].size for name in policy.seen},
+        vectors=policy.trains_on,
+        damaged=data.damaged,
+        options=SourceOptions(
+            language=data.language,
+            actions="absolute" if policy.actions == "absolute" else "relative",
+            segment_ends=data.segment_ends,
+            out_of_range=data.out_of_range,
+            columns=data.columns,
+        ),
     )
-    further = [name for name in policy.vectors if name not in ("robot_obs", "scene_obs")]
-    if not further:
-        return settings
-    split = read_split(data_folders(config)[0] / "training", data.language)
-    frame = split.path(int(split.frames[0]))
-    return replace(settings, vectors={name: vector_length(frame, name) for name in further})
 
 
 def check_same_data(config: TrainConfig, training: Windows, held_out: Windows | None, *, write: bool) -> None:
@@ -120,8 +143,11 @@ def check_same_data(config: TrainConfig, training: Windows, held_out: Windows | 
     folders = data_folders(config)
     now = {"training": dict(zip(map(str, folders), training.contents, strict=True))}
     if held_out is not None:
-        validated = [folder for folder in folders if (folder / "validation").is_dir()]
+        validated = [folder for folder in folders if "validation" in splits_at(folder)]
         now["validation"] = dict(zip(map(str, validated), held_out.contents, strict=True))
+    lists = [*config.data.subset.values(), *([config.data.wordings] if config.data.wordings else [])]
+    if lists:
+        now["lists"] = {name: hashlib.sha256(folder_at(name).read_bytes()).hexdigest() for name in lists}
     before: dict[str, dict[str, str]] = {}
     if (run / "last.ckpt").exists():
         before = read_sealed(run / DATA) or {}
@@ -156,13 +182,13 @@ def _check_same_folders(run: Path, folders: list[Path]) -> None:
 
 def with_statistics(policy: Config, training: Windows) -> Config:
     """The same policy with what it needs to know of the training data: words, stride, what its vectors are like."""
-    policy = replace(policy.with_words(training.instructions), stride=training.stride)
+    policy = replace(policy.with_words(training.wordings), stride=training.stride)
     missing = [name for name in policy.vectors if name not in policy.statistics]
     statistics = {name: vector_statistics(torch.from_numpy(training.column(name))) for name in missing}
     if policy.actions == "absolute" and "actions" not in policy.statistics:
         statistics["actions"] = pose_statistics(torch.from_numpy(training.column("actions")))
     if policy.actions == "recorded":
-        recorded = ActionSpec(policy.action_parts or CALVIN_ACTIONS.parts)
+        recorded = ActionSpec(policy.action_parts) if policy.action_parts else training.folders[0].spec.actions
         recorded = with_action_statistics(recorded, torch.from_numpy(training.column("actions")))
         policy = replace(policy, action_parts=recorded.parts)
     return replace(policy, statistics=policy.statistics | statistics)
@@ -199,7 +225,12 @@ class WindowDataModule(LightningDataModule):
         """The endless stream from `start_batch` on."""
         rank, processes = self._place()
         numbers = BatchNumbers(
-            self.stream, self.config.batch_size, start=self._start_batch, rank=rank, processes=processes
+            self.stream,
+            self.config.batch_size,
+            start=self._start_batch,
+            rank=rank,
+            processes=processes,
+            places=self.training.variety is not None,
         )
         return self._loader(self.training, numbers)
 

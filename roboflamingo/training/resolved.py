@@ -116,7 +116,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Leaves by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if f"{prefix}{key}" == "data.folders" and isinstance(value, dict):
+        if f"{prefix}{key}" in ("data.folders", "data.subset") and isinstance(value, dict):
             value = list(value.values())
         elif f"{prefix}{key}" == "policy.cameras" and isinstance(value, dict):
             flat["policy.cameras"] = list(value)  # their order matters

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from roboflamingo.data.errors import DataError as DataError
-from roboflamingo.data.plain import load_plain_dict as load_plain_dict
-from roboflamingo.data.plain import text_of, whole_number
+from roboflamingo.data.sources.calvin.plain import load_plain_dict as load_plain_dict
+from roboflamingo.data.sources.calvin.plain import text_of, whole_number
 
 LONGEST = 1_000_000
 """Frames of a segment beyond which its bounds are taken to be damaged; CALVIN's have 33 to 64."""
@@ -20,7 +20,8 @@ LONGEST = 1_000_000
 class Segment:
     """Frames `start` to `stop` - 1 carry out one instruction.
 
-    CALVIN writes `stop` as start + length and its loader never reads frame `stop` (CALVIN SPEC 1.12).
+    CALVIN writes the second bound as start + length and its loader never reads that frame; some converters take it for
+    the last (CALVIN SPEC 1.12).
     """
 
     start: int
@@ -29,7 +30,7 @@ class Segment:
     instruction: str
 
 
-def read_segments(split: Path, language: str = "lang_annotations") -> list[Segment]:
+def read_segments(split: Path, language: str = "lang_annotations", *, inclusive: bool = False) -> list[Segment]:
     """The annotated segments of a CALVIN split folder, in the file's order.
 
     Sentences and tasks may be bytes, or each in a list of its own; they become text.
@@ -38,6 +39,7 @@ def read_segments(split: Path, language: str = "lang_annotations") -> list[Segme
         split: a `training` or `validation` folder.
         language: its sub-folder with `auto_lang_ann.npy`. CALVIN ships several (`lang_clip_ViTB32`, ...),
             which differ in the embedding of the sentences and not in the segments.
+        inclusive: whether the second bound is a segment's last frame, and not the one after it.
 
     Raises:
         DataError: a missing folder or key, a sentence that is no text, or a segment without frames. Names the file,
@@ -62,13 +64,13 @@ def read_segments(split: Path, language: str = "lang_annotations") -> list[Segme
     if not len(sentences) == len(tasks) == len(bounds):
         raise DataError(f"{path}: {len(sentences)} sentences, {len(tasks)} tasks and {len(bounds)} segments differ")
     rows = enumerate(zip(sentences, tasks, bounds, strict=True))
-    segments = [_segment(path, number, *row) for number, row in rows]
+    segments = [_segment(path, number, *row, inclusive) for number, row in rows]
     if not segments:
         raise DataError(f"{path} holds no segments")
     return segments
 
 
-def _segment(path: Path, number: int, sentence: Any, task: Any, bounds: Any) -> Segment:
+def _segment(path: Path, number: int, sentence: Any, task: Any, bounds: Any, inclusive: bool) -> Segment:
     """One row of the file.
 
     Raises:
@@ -81,6 +83,7 @@ def _segment(path: Path, number: int, sentence: Any, task: Any, bounds: Any) -> 
         name = text_of(task)
         what = "info.indx"
         start, stop = (whole_number(bound) for bound in bounds)
+        stop += inclusive
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}: {what} of segment {number}: {error}") from error
     if stop <= start or start < 0:

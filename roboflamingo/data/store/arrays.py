@@ -1,88 +1,41 @@
-"""The packed folder: arrays in rows, written in blocks whose checksums stand in a sealed index.
+"""Arrays in rows, written in blocks and mapped into memory.
 
 Rows are written with `pwrite` into space that was claimed before, so that a full disk is an error that names the file
-and never a bus error. A packed folder is a cache: whatever of it is damaged is noticed here and packed again.
+and never a bus error. Whatever is damaged is noticed by its checksum.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
-import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calvin_eval.system.files import naming, reserve, write_json
+from calvin_eval.system.files import naming, reserve
 from calvin_eval.system.machine import cores
 from roboflamingo.data.errors import DataError
-from roboflamingo.data.frames import HASH_BYTES, PackSettings, read_frame
+from roboflamingo.data.store.index import read_sealed, write_sealed
 
-FORMAT = 2
-"""Raised when the layout of a packed folder changes, so that older ones are made again."""
-BLOCK = 256
-"""Rows that are written, and checked, at once."""
-INDEX, VERIFIED, STAMPS = "index.json", "verified.json", "stamps.npy"
+VERIFIED = "verified.json"
 ALWAYS_VERIFIED = 4 << 30
-"""Bytes up to which a packed folder is read and checked whenever it is opened; larger ones only after a change."""
+"""Bytes up to which arrays are read and checked whenever they are opened; larger ones only after a change."""
+CHUNK = 1 << 22
+"""Bytes that are read at once."""
 
 Arrays = Mapping[str, tuple[tuple[int, ...], type[np.generic]]]
+"""Shape and type of each array."""
 
 
-def stored_arrays(settings: PackSettings, frames: int) -> Arrays:
-    """Shape and type of every array of a packed folder that is written in blocks."""
-    return {**settings.arrays(frames), "digests": ((frames, HASH_BYTES), np.uint8)}
-
-
-# --- JSON that knows whether it is whole ---------------------------------------------------------
-
-
-def _seal(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def write_sealed(path: Path, content: dict[str, Any]) -> None:
-    """Writes a JSON file with a checksum of its content, atomically.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written to. Names the file.
-    """
-    content = json.loads(json.dumps(content))  # keys and tuples as they will come back
-    write_json(path, {"seal": _seal(content), **content})
-
-
-def read_sealed(path: Path) -> dict[str, Any] | None:
-    """The content of a file that `write_sealed` wrote; None where it is missing or damaged."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(content, dict) or content.pop("seal", None) != _seal(content):
-        return None
-    return content
-
-
-def read_index(folder: Path) -> dict[str, Any]:
-    """The index of a packed folder.
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
-    index = read_sealed(folder / INDEX)
-    if index is None or index.get("format") != FORMAT:
-        raise DataError(f"{folder / INDEX} is missing, damaged or of another version; pack the data set again")
-    return index
-
-
-# --- arrays --------------------------------------------------------------------------------------
+def size_of(arrays: Arrays) -> int:
+    """Bytes of all arrays."""
+    return sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in arrays.values())
 
 
 def create_arrays(folder: Path, arrays: Arrays) -> None:
@@ -158,79 +111,24 @@ def open_array(folder: Path, name: str, shape: tuple[int, ...], kind: type[np.ge
     return mapped.view(np.ndarray)  # indexing an np.memmap costs a Python call for every slice
 
 
-# --- rows from frames ----------------------------------------------------------------------------
+def checksum(path: Path, first: int = 0, count: int | None = None) -> int:
+    """CRC-32 of so many bytes of a file from `first` on. They are read, not mapped, so that no memory counts them.
 
-
-@dataclass(frozen=True)
-class Filled:
-    """What a job has done.
-
-    Attributes:
-        first: its first row.
-        rows: how many.
-        checksums: of its rows in every array.
-        clipped: frames whose relative action was clipped.
-        beyond: the largest absolute value among these.
+    Raises:
+        OSError: the file cannot be read.
     """
-
-    first: int
-    rows: int
-    checksums: dict[str, int]
-    clipped: int
-    beyond: float
-
-
-@dataclass(frozen=True)
-class FrameJob:
-    """Consecutive rows of the packed arrays that one process fills.
-
-    Attributes:
-        source: the split folder.
-        target: the folder of the packed arrays.
-        settings: what is taken from a frame.
-        total: rows of the whole arrays.
-        first: the first row of this job.
-        names: n files of frames.
-        block_order: (n, 3) places of the red, blue and pink block in the recorded scene_obs.
-    """
-
-    source: Path
-    target: Path
-    settings: PackSettings
-    total: int
-    first: int
-    names: tuple[str, ...]
-    block_order: np.ndarray
-
-    def run(self) -> Filled:
-        """Fills the rows.
-
-        Raises:
-            DataError: a frame's file is broken. Names file and key.
-            OSError: the disk is full. Names the file.
-        """
-        arrays = stored_arrays(self.settings, self.total)
-        rows = {name: np.empty((len(self.names), *shape[1:]), kind) for name, (shape, kind) in arrays.items()}
-        beyond = []
-        for i, (name, order) in enumerate(zip(self.names, self.block_order, strict=True)):
-            frame = read_frame(self.source / name, self.settings, order)
-            rows["digests"][i] = frame.digest
-            for key, value in frame.arrays.items():
-                rows[key][i] = value
-            beyond.append(frame.beyond)
-        checksums = {
-            name: write_rows(self.target, name, arrays[name][0], self.first, block) for name, block in rows.items()
-        }
-        return Filled(self.first, len(self.names), checksums, sum(b > 0 for b in beyond), max(beyond))
-
-
-# --- is it whole? --------------------------------------------------------------------------------
+    found, left = 0, os.stat(path).st_size - first if count is None else count
+    with naming(path), path.open("rb", buffering=0) as file:
+        while left > 0 and (part := os.pread(file.fileno(), min(CHUNK, left), first)):
+            found, first, left = zlib.crc32(part, found), first + len(part), left - len(part)
+    return found
 
 
 def damaged_blocks(
     folder: Path,
     arrays: Arrays,
     checksums: Mapping[str, Mapping[str, int]],
+    block: int,
     on_bytes: Callable[[int], object] = lambda count: None,
 ) -> Iterator[tuple[str, int]]:
     """Names of arrays and first rows of the blocks that are not what was written.
@@ -239,16 +137,21 @@ def damaged_blocks(
         folder: of the arrays.
         arrays: their shapes and types.
         checksums: of every block by array and its first row.
+        block: rows of a block.
         on_bytes: told how many bytes more were read.
 
     Raises:
         DataError: an array's file is missing or of another length.
     """
-    opened = {name: open_array(folder, name, *array) for name, array in arrays.items()}
+    for name, array in arrays.items():
+        open_array(folder, name, *array)  # which looks at header and length
 
     def check(name: str, row: str, wanted: int) -> tuple[str, int, int, bool]:
-        block = opened[name][int(row) : int(row) + BLOCK]
-        return name, int(row), block.nbytes, zlib.crc32(block.data.cast("B")) == wanted
+        shape, kind = arrays[name]
+        width = int(np.prod(shape[1:])) * np.dtype(kind).itemsize
+        first, stop = int(row) * width, min(int(row) + block, shape[0]) * width
+        found = checksum(folder / f"{name}.npy", len(_header(shape, kind)) + first, stop - first)
+        return name, int(row), stop - first, found == wanted
 
     with ThreadPoolExecutor(cores()) as pool:  # reading and checksums leave Python's lock alone
         jobs = [
@@ -274,8 +177,7 @@ def note_verified(folder: Path, arrays: Arrays) -> None:
 
 def needs_verifying(folder: Path, arrays: Arrays) -> bool:
     """Whether the blocks are to be read and checked: always in small folders, after any change in large ones."""
-    size = sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in arrays.values())
-    return size <= ALWAYS_VERIFIED or read_sealed(folder / VERIFIED) != _array_stamps(folder, arrays)
+    return size_of(arrays) <= ALWAYS_VERIFIED or read_sealed(folder / VERIFIED) != _array_stamps(folder, arrays)
 
 
 def _array_stamps(folder: Path, arrays: Arrays) -> dict[str, Any]:

@@ -1,0 +1,56 @@
+"""The kinds of data sets, one file or folder each, and how a path is told apart."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from roboflamingo.data.errors import DataError
+from roboflamingo.data.sources.base import Source, SourceOptions
+
+KINDS = {
+    "calvin": "roboflamingo.data.sources.calvin.source:CalvinSource",
+}
+"""Where the class of each kind is; asked in this order whether they recognise a path."""
+
+
+def kind_of(path: Path, kind: str | None = None) -> type[Source]:
+    """The class that reads a data set.
+
+    Args:
+        path: a folder or file.
+        kind: its name, where the path alone would not tell.
+
+    Raises:
+        DataError: nothing is there, no kind recognises it, or the kind is unknown. Says which there are.
+    """
+    if kind is not None:
+        if kind not in KINDS:
+            raise DataError(f"there is no kind of data set {kind!r}; known are {', '.join(KINDS)}")
+        return _load(kind)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; name the folder or file of a data set")
+    for name in KINDS:
+        if (found := _load(name)).recognises(path):
+            return found
+    raise DataError(f"{path} is no data set of a known kind ({', '.join(KINDS)}); CALVIN's has training/, validation/")
+
+
+def open_source(
+    path: Path, split: str = "training", options: SourceOptions | None = None, *, kind: str | None = None
+) -> Source:
+    """One split of the data set that lies there.
+
+    Raises:
+        DataError: see `kind_of`; the data set has no such split, or is damaged.
+    """
+    found = kind_of(path, kind)
+    if split not in (there := found.splits(path)):
+        raise DataError(f"{path} has no split {split}; it has {', '.join(there) or 'none'}")
+    return found(path, split, options or SourceOptions())
+
+
+def _load(kind: str) -> type[Source]:
+    module, name = KINDS[kind].split(":")
+    found: type[Source] = getattr(importlib.import_module(module), name)
+    return found

@@ -1,0 +1,1 @@
+"""CALVIN folders (CALVIN SPEC 1.12)."""
