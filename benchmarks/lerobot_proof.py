@@ -1,0 +1,199 @@
+"""Do we and the package `lerobot` read each other's LeRobotDatasets v3.0 alike?
+
+    python benchmarks/lerobot_proof.py --python /path/to/venv/bin/python
+
+`--python` is a Python in which lerobot is installed (`pip install 'lerobot[dataset]'` in a virtual environment of its
+own; it needs Python 3.12). Sets with videos and with images in the tables are written by us and read by LeRobotDataset,
+and recorded by LeRobotDataset and read by us; several episodes to a file, several files, a task that changes within an
+episode. Numbers, times and texts must be equal, images too where no video lies between. Of videos the decoded images are
+compared: two versions of FFmpeg may round differently.
+
+The last line is JSON. The exit status is 1 if anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roboflamingo.data.lerobot.files import EpisodePlan, WriteSettings
+from roboflamingo.data.lerobot.writing import write_dataset
+from roboflamingo.data.sources.base import SourceOptions
+from roboflamingo.data.sources.lerobot import LeRobotSource
+
+SIDE = Path(__file__).with_name("lerobot_side.py")
+FPS = 30
+LENGTHS = (40, 25, 61, 12, 33)
+TASKS = ("pick up the cup", "put it down", "öffne die Schublade")
+CAMERAS = {"observation.images.front": (96, 128), "observation.images.wrist": (64, 64)}
+ROUNDING = 3
+"""Grey levels by which two decoders' colours may differ."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A `Recording` of smooth noise, by a seed.
+
+    Attributes:
+        cameras: dtype of the cameras.
+        seed: of the noise.
+    """
+
+    cameras: str
+    seed: int = 0
+
+    fps = float(FPS)
+
+    @property
+    def features(self) -> Mapping[str, Mapping[str, Any]]:
+        """See `Recording`."""
+        images = {
+            key: {"dtype": self.cameras, "shape": [*size, 3], "names": ["height", "width", "channels"]}
+            for key, size in CAMERAS.items()
+        }
+        return images | {
+            "observation.state": {"dtype": "float32", "shape": [8], "names": [f"joint_{i}" for i in range(8)]},
+            "observation.force": {"dtype": "float32", "shape": [1], "names": ["force"]},
+            "action": {"dtype": "float32", "shape": [8], "names": [f"joint_{i}" for i in range(8)]},
+        }
+
+    @property
+    def episodes(self) -> Sequence[EpisodePlan]:
+        """See `Recording`."""
+        return [EpisodePlan(length, TASKS[i % len(TASKS)]) for i, length in enumerate(LENGTHS)]
+
+    def frames(self, episode: int) -> Iterator[Mapping[str, np.ndarray]]:
+        """See `Recording`."""
+        random = np.random.default_rng([self.seed, episode])
+        for frame in range(LENGTHS[episode]):
+            vector = random.normal(size=8).astype(np.float32)
+            yield {key: _image(size, random, frame) for key, size in CAMERAS.items()} | {
+                "observation.state": vector,
+                "observation.force": random.normal(size=1).astype(np.float32),
+                "action": (vector / 3).astype(np.float32),
+            }
+
+
+def _image(size: tuple[int, int], random: np.random.Generator, frame: int) -> np.ndarray:
+    """Blocks of colours that change from frame to frame, under noise, which makes the files large."""
+    blocks = random.integers(64, 192, (size[0] // 8, size[1] // 8, 3), np.uint8)
+    image = blocks.repeat(8, 0).repeat(8, 1) + random.integers(0, 64, (*size, 3), np.uint8)
+    image[:8, : 8 + frame] = 255
+    return image
+
+
+def ours(folder: Path) -> dict[str, np.ndarray]:
+    """All frames of a set as our source reads them, under lerobot's names."""
+    source = LeRobotSource(folder, "training", SourceOptions())
+    names = (*source.spec.cameras, *source.spec.state, "actions")
+    keys = source.vectors.cameras | source.vectors.state | {"actions": "action"}
+    columns: dict[str, list[Any]] = {keys[name]: [] for name in names}
+    for frame in source.reader(np.arange(len(source))).frames(names):
+        if isinstance(frame, Exception):
+            raise frame
+        for name in names:
+            columns[keys[name]].append(frame.arrays[name])
+    found = {key: np.array(value) for key, value in columns.items()}
+    tasks = np.empty(len(source), object)
+    for sample in source.samples:
+        tasks[sample.first : sample.stop] = sample.instruction
+    number = np.searchsorted(source.episodes[:, 1], np.arange(len(source)), side="right")
+    frames = np.arange(len(source)) - source.episodes[number, 0]
+    return found | {"task": tasks, "episode_index": number, "timestamp": (frames / FPS).astype(np.float32)}
+
+
+def truth(made: Made) -> dict[str, np.ndarray]:
+    """All frames of a recording."""
+    frames = [frame for number in range(len(LENGTHS)) for frame in made.frames(number)]
+    return {key: np.array([frame[key] for frame in frames]) for key in frames[0]}
+
+
+def compare(what: str, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], images: float) -> float:
+    """Compares the columns that both have, and prints the greatest difference of each.
+
+    Returns:
+        The greatest difference of images.
+
+    Raises:
+        SystemExit: numbers, times or texts differ, or images by more than `images` grey levels.
+    """
+    worst = 0.0
+    for key in sorted(first.keys() & second.keys()):
+        a, b = first[key], second[key]
+        if key == "task":
+            equal, shown = list(a) == list(b), f"{len(set(a))} texts"
+        elif key in CAMERAS:
+            gap = np.abs(a.astype(int) - b.astype(int)) if a.shape == b.shape else np.array([256])
+            worst = max(worst, float(gap.max()))
+            equal, shown = gap.max() <= images, f"greatest {gap.max()} of 255, mean {gap.mean():.4f}"
+        else:
+            a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+            gap = np.abs(a.astype(float) - b.astype(float)).max() if a.shape == b.shape else np.inf
+            equal, shown = gap == 0, f"greatest difference {gap:g}"
+        print(f"  {what:<34} {key:<26} {len(a):>4} frames  {shown}", flush=True)
+        if not equal:
+            sys.exit(f"{what}: {key} differs")
+    return worst
+
+
+def run(python: str, *arguments: str | Path) -> None:
+    """Runs lerobot's half.
+
+    Raises:
+        SystemExit: it failed. Shows what it said.
+    """
+    done = subprocess.run([python, SIDE, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{SIDE.name} {arguments[0]} failed:\n{done.stderr}")
+
+
+def main() -> None:
+    """Runs both directions for videos and images."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--python", required=True, help="a Python in which lerobot is installed")
+    python, result = parser.parse_args().python, {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for cameras in ("video", "image"):
+            made, rounding = Made(cameras), ROUNDING if cameras == "video" else 0
+            wanted = truth(made)
+            numbers = {key: value for key, value in wanted.items() if key not in CAMERAS or cameras == "image"}
+
+            mine = Path(scratch) / f"ours-{cameras}"
+            settings = WriteSettings(images="png" if cameras == "image" else "video", frames_per_file=60)
+            splits = {"train": (0, len(LENGTHS))}
+            write_dataset(mine, made, settings, content="proof", splits=splits, processes=1)
+            run(python, "read", mine, mine.with_suffix(".npz"))
+            theirs = dict(np.load(mine.with_suffix(".npz"), allow_pickle=False))
+            print(f"written by us, {cameras}: {len(LENGTHS)} episodes, {len(list(mine.glob('data/*/*')))} files")
+            compare("lerobot against what was written", theirs, numbers, 0)
+            gap = compare("lerobot against our reader", theirs, ours(mine), rounding)
+            result[f"ours_{cameras}"] = {"frames": len(theirs["task"]), "image_difference": gap}
+
+            other = Path(scratch) / f"theirs-{cameras}"
+            tasks = [TASKS[i // 30 % len(TASKS)] for i in range(sum(LENGTHS))]  # they change within episodes
+            told = {"fps": FPS, "features": made.features, "files": 1, "videos": cameras == "video"}
+            given = Path(scratch) / f"given-{cameras}.npz"
+            np.savez(given, settings=json.dumps(told | {"episodes": LENGTHS, "tasks": tasks}), **wanted)
+            run(python, "write", other, given)
+            run(python, "read", other, other.with_suffix(".npz"))
+            theirs = dict(np.load(other.with_suffix(".npz"), allow_pickle=False))
+            files = len(list(other.glob("data/*/*"))), len(list(other.glob("videos/*/*/*")))
+            print(f"recorded by lerobot, {cameras}: {len(LENGTHS)} episodes, {files[0]} tables, {files[1]} videos")
+            mine_read = ours(other)
+            compare("our reader against what was given", mine_read, numbers | {"task": np.array(tasks)}, 0)
+            gap = compare("our reader against lerobot", mine_read, theirs, rounding)
+            result[f"theirs_{cameras}"] = {"frames": len(theirs["task"]), "image_difference": gap, "files": files}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
