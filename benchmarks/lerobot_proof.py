@@ -5,8 +5,9 @@
 `--python` is a Python in which lerobot is installed (`pip install 'lerobot[dataset]'` in a virtual environment of its
 own; it needs Python 3.12). Sets with videos and with images in the tables are written by us and read by LeRobotDataset,
 and recorded by LeRobotDataset and read by us; several episodes to a file, several files, a task that changes within an
-episode. Numbers, times and texts must be equal, images too where no video lies between. Of videos the decoded images are
-compared: two versions of FFmpeg may round differently.
+episode. Numbers, times and texts must be equal, images too where no video lies between. Of videos the decoded images
+are compared (two versions of FFmpeg may round differently), and each must be nearer to what was recorded at its time
+than to the two frames before and behind.
 
 The last line is JSON. The exit status is 1 if anything differs.
 """
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,14 @@ class Made:
     Attributes:
         cameras: dtype of the cameras.
         seed: of the noise.
+        first: first episode.
+        stop: the one after the last.
     """
 
     cameras: str
     seed: int = 0
+    first: int = 0
+    stop: int = len(LENGTHS)
 
     fps = float(FPS)
 
@@ -69,12 +74,12 @@ class Made:
     @property
     def episodes(self) -> Sequence[EpisodePlan]:
         """See `Recording`."""
-        return [EpisodePlan(length, TASKS[i % len(TASKS)]) for i, length in enumerate(LENGTHS)]
+        return [EpisodePlan(LENGTHS[i], TASKS[i % len(TASKS)]) for i in range(self.first, self.stop)]
 
     def frames(self, episode: int) -> Iterator[Mapping[str, np.ndarray]]:
         """See `Recording`."""
-        random = np.random.default_rng([self.seed, episode])
-        for frame in range(LENGTHS[episode]):
+        random = np.random.default_rng([self.seed, self.first + episode])
+        for frame in range(LENGTHS[self.first + episode]):
             vector = random.normal(size=8).astype(np.float32)
             yield {key: _image(size, random, frame) for key, size in CAMERAS.items()} | {
                 "observation.state": vector,
@@ -82,11 +87,15 @@ class Made:
                 "action": (vector / 3).astype(np.float32),
             }
 
+    def part(self, first: int, stop: int) -> Made:
+        """See `Recording`."""
+        return replace(self, first=self.first + first, stop=self.first + stop)
+
 
 def _image(size: tuple[int, int], random: np.random.Generator, frame: int) -> np.ndarray:
     """Blocks of colours that change from frame to frame, under noise, which makes the files large."""
-    blocks = random.integers(64, 192, (size[0] // 8, size[1] // 8, 3), np.uint8)
-    image = blocks.repeat(8, 0).repeat(8, 1) + random.integers(0, 64, (*size, 3), np.uint8)
+    blocks = random.integers(0, 128, (size[0] // 8, size[1] // 8, 3), np.uint8)
+    image = blocks.repeat(8, 0).repeat(8, 1) + random.integers(0, 128, (*size, 3), np.uint8)
     image[:8, : 8 + frame] = 255
     return image
 
@@ -145,6 +154,21 @@ def compare(what: str, first: Mapping[str, np.ndarray], second: Mapping[str, np.
     return worst
 
 
+def in_place(what: str, read: Mapping[str, np.ndarray], recorded: Mapping[str, np.ndarray]) -> None:
+    """Makes sure that every image read is that of its time.
+
+    Raises:
+        SystemExit: one is nearer to another frame.
+    """
+    for key in CAMERAS:
+        images, frames = read[key].astype(int), recorded[key].astype(int)
+        for number, image in enumerate(images):
+            near = range(max(0, number - 2), min(len(images), number + 3))
+            if min(near, key=lambda other: np.abs(image - frames[other]).mean()) != number:
+                sys.exit(f"{what}: {key} of frame {number} is another frame's")
+        print(f"  {what:<34} {key:<26} {len(images):>4} frames  each at its time", flush=True)
+
+
 def run(python: str, *arguments: str | Path) -> None:
     """Runs lerobot's half.
 
@@ -176,6 +200,7 @@ def main() -> None:
             print(f"written by us, {cameras}: {len(LENGTHS)} episodes, {len(list(mine.glob('data/*/*')))} files")
             compare("lerobot against what was written", theirs, numbers, 0)
             gap = compare("lerobot against our reader", theirs, ours(mine), rounding)
+            in_place("lerobot against what was written", theirs, wanted)
             result[f"ours_{cameras}"] = {"frames": len(theirs["task"]), "image_difference": gap}
 
             other = Path(scratch) / f"theirs-{cameras}"
@@ -191,6 +216,7 @@ def main() -> None:
             mine_read = ours(other)
             compare("our reader against what was given", mine_read, numbers | {"task": np.array(tasks)}, 0)
             gap = compare("our reader against lerobot", mine_read, theirs, rounding)
+            in_place("our reader against what was given", mine_read, wanted)
             result[f"theirs_{cameras}"] = {"frames": len(theirs["task"]), "image_difference": gap, "files": files}
     print(json.dumps(result))
 

@@ -1,7 +1,7 @@
 """The half of `lerobot_proof.py` that runs where the package `lerobot` is installed. It knows nothing of roboflamingo.
 
-python lerobot_side.py read FOLDER OUT.npz     reads a data set frame by frame through LeRobotDataset
-python lerobot_side.py write FOLDER IN.npz     records one from arrays with LeRobotDataset.create
+`lerobot_side.py read FOLDER OUT.npz` reads a data set frame by frame through LeRobotDataset;
+`lerobot_side.py write FOLDER IN.npz` records one from arrays with LeRobotDataset.create.
 """
 
 import json

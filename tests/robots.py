@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,13 @@ class Robot:
 
     Attributes:
         lengths: frames of every episode.
+        first: number of the first episode.
         images: dtype of the cameras.
         fps: frames a second.
     """
 
     lengths: Sequence[int] = (7, 5, 9)
+    first: int = 0
     images: str = "video"
     fps: float = FPS
 
@@ -55,20 +57,23 @@ class Robot:
 
     @cached_property
     def episodes(self) -> list[EpisodePlan]:
-        return [EpisodePlan(length, TASKS[i % len(TASKS)]) for i, length in enumerate(self.lengths)]
+        return [EpisodePlan(n, TASKS[(self.first + i) % len(TASKS)]) for i, n in enumerate(self.lengths)]
+
+    def part(self, first: int, stop: int) -> Robot:
+        return replace(self, lengths=self.lengths[first:stop], first=self.first + first)
 
     def frames(self, episode: int) -> Iterator[Mapping[str, np.ndarray]]:
         for frame in range(self.lengths[episode]):
-            yield self.frame(episode, frame)
+            yield self.frame(episode, frame) | {"next.done": np.array([frame + 1 == self.lengths[episode]])}
 
     def frame(self, episode: int, frame: int) -> dict[str, np.ndarray]:
+        episode += self.first
         numbers = np.sin(np.arange(8) + frame / 5 + episode).astype(np.float32)
         return {
             "observation.images.front": image(FRONT, episode, frame),
             "observation.images.wrist": image(WRIST, episode, frame + 3),
             "observation.state": numbers,
             "action": np.append(numbers[:7] / 2, np.float32(frame % 2)),
-            "next.done": np.array([frame + 1 == self.lengths[episode]]),
         }
 
 

@@ -60,7 +60,7 @@ class EpisodePlan:
 
 
 class Recording(Protocol):
-    """What is written. It is sent to worker processes, so it must be picklable.
+    """What is written.
 
     Attributes:
         fps: frames a second.
@@ -78,7 +78,14 @@ class Recording(Protocol):
     def episodes(self) -> Sequence[EpisodePlan]: ...  # noqa: D102
 
     def frames(self, episode: int) -> Iterator[Mapping[str, np.ndarray]]:
-        """The values of every feature, frame by frame: images (H, W, 3) uint8, vectors (n,)."""
+        """The values of every feature, frame by frame: images (H, W, 3) uint8, vectors (n,).
+
+        Raises:
+            DataError: a frame cannot be read. Names it.
+        """
+
+    def part(self, first: int, stop: int) -> Recording:
+        """Episodes `first` to `stop` - 1 alone, counted from 0 again: small and picklable, for a worker process."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +94,11 @@ class FileJob:
 
     Attributes:
         folder: of the data set.
-        recording: where the frames come from.
+        recording: these episodes alone.
         settings: how they are written.
         number: of the file.
-        first: its first episode.
-        stop: the one after its last.
-        frame: number of its first frame, counted through the data set.
+        episode: number of its first episode, counted through the data set.
+        frame: number of its first frame, likewise.
         tasks: number of each of its texts.
     """
 
@@ -100,8 +106,7 @@ class FileJob:
     recording: Recording
     settings: WriteSettings
     number: int
-    first: int
-    stop: int
+    episode: int
     frame: int
     tasks: Mapping[str, int]
 
@@ -129,7 +134,7 @@ class FileJob:
             with naming(data):
                 table = stack.enter_context(parquet.ParquetWriter(data, _schema(features), compression="snappy"))
             writers: dict[str, VideoWriter] = {}
-            for number in range(self.first, self.stop):
+            for number in range(len(self.recording.episodes)):
                 columns, images = self._read(number, paths, writers)
                 length = self.recording.episodes[number].length
                 columns |= self._numbering(number, start, length)
@@ -180,7 +185,7 @@ class FileJob:
                     columns[key].append(_png(value) if key in seen else value)
             count += 1
         if count != plan.length:
-            raise DataError(f"episode {number} has {count} frames, not {plan.length} as was planned")
+            raise DataError(f"episode {self.episode + number} has {count} frames, not {plan.length} as was planned")
         stacked = {key: value if key in seen else np.stack(value) for key, value in columns.items()}
         return stacked, {key: statistics.of_images(images) for key, images in seen.items()}
 
@@ -195,7 +200,7 @@ class FileJob:
         numbering = {
             "timestamp": (frames / self.recording.fps).astype(np.float32),
             "frame_index": frames,
-            "episode_index": np.full(length, number),
+            "episode_index": np.full(length, self.episode + number),
             "index": self.frame + start + frames,
             "task_index": np.full(length, task),
         }
@@ -204,7 +209,7 @@ class FileJob:
     def _row(self, number: int, start: int, length: int, videos: Sequence[str]) -> dict[str, Any]:
         """What the table of the episodes says of one, besides its statistics."""
         row: dict[str, Any] = {
-            "episode_index": number,
+            "episode_index": self.episode + number,
             "tasks": [self.recording.episodes[number].task],
             "length": length,
             **{f"data/{what}": value for what, value in self.place.items()},

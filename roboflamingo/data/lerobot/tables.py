@@ -279,7 +279,7 @@ def numbers(path: Path, column: str, values: Any, size: int) -> np.ndarray:
         raise DataError(f"{path}: {values.null_count} rows have no {column}")
     flat = values.combine_chunks() if isinstance(values, arrow.ChunkedArray) else values
     if arrow.types.is_list(flat.type) or arrow.types.is_fixed_size_list(flat.type):
-        lengths = arrow.compute.list_value_length(flat).to_numpy(zero_copy_only=False)
+        lengths = need("pyarrow.compute").list_value_length(flat).to_numpy(zero_copy_only=False)
         if len(wrong := np.flatnonzero(lengths != size)):
             raise DataError(
                 f"{path}: {column} of row {wrong[0]} has {lengths[wrong[0]]} numbers; `meta/info.json` says {size}"

@@ -1,30 +1,29 @@
 """Writes LeRobotDatasets v3.0 that `lerobot` loads: in parallel, killed and continued, and whole or not there.
 
-The set is made beside its place, in `.NAME.part`, and put there when it is complete. Every file of it takes the
+Every file of it takes the
 episodes that the plan gives it, so that what a killed run has finished is kept by the next.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calvin_eval.system.files import append_line, read_lines, replace_folder, write_atomic, write_json, write_text
+from calvin_eval.system.files import append_line, read_lines, write_atomic, write_json, write_text
 from calvin_eval.system.machine import cores
 from calvin_eval.system.processes import run_jobs
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.lerobot import statistics
 from roboflamingo.data.lerobot.files import FileJob, Recording, WriteSettings, complete
 from roboflamingo.data.lerobot.layout import INDEX_FEATURES, INFO, STATS, TASKS, Feature, Info, info_json, need
+from roboflamingo.data.lerobot.making import PROGRESS, SET, making
 from roboflamingo.data.lerobot.statistics import merge
 
-PLAN, PROGRESS = "plan.json", "progress.jsonl"
 FILE_BYTES = 100e6
 PNG_SHARE, VIDEO_SHARE = 0.7, 0.03
 """Bytes that a pixel's three take as PNG and in a video, about; only the sizes of files follow from them."""
@@ -61,46 +60,55 @@ def write_dataset(
         MissingExtraError: pyarrow or av is not installed.
     """
     need("pyarrow"), need("av")
-    folder = folder.absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} is there already; name another folder, or remove it")
     if not recording.episodes:
         raise DataError("there are no episodes to write")
-    part = folder.with_name(f".{folder.name}.part")
-    texts = list(dict.fromkeys(plan.task for plan in recording.episodes))
-    jobs = _jobs(part, recording, settings, texts)
-    done = _begin(part, {"content": content, "settings": asdict(settings), "files": len(jobs)})
-    total = sum(plan.length for plan in recording.episodes)
-    written = sum(each["frames"] for each in done.values())
-    on_progress(written, total)
-    rest = [job for job in jobs if job.number not in done]
-    workers = min(processes or cores(), len(rest))
-    for finished in run_jobs(FileJob.run, rest, workers) if workers > 1 else map(FileJob.run, rest):
-        append_line(part / PROGRESS, finished)
-        done[finished["file"]] = finished
-        written += finished["frames"]
+    files = _files(recording, settings)
+    plan = {"content": content, "settings": asdict(settings), "files": len(files)}
+    with making(folder, plan) as work:
+        done = _done(work)
+        total = sum(plan.length for plan in recording.episodes)
+        written = sum(each["frames"] for each in done.values())
         on_progress(written, total)
-    _describe(part, recording, texts, done, splits, robot, settings)
-    for name, value in (notes or {}).items():
-        write_json(part / "meta" / name, value)
-    for name in (PLAN, PROGRESS):
-        (part / name).unlink()
-    replace_folder(part, folder)
+        rest = (job for job in _jobs(work / SET, recording, settings, files) if job.number not in done)
+        workers = min(processes or cores(), len(files) - len(done))
+        for finished in run_jobs(FileJob.run, rest, workers) if workers > 1 else map(FileJob.run, rest):
+            append_line(work / PROGRESS, finished)
+            done[finished["file"]] = finished
+            written += finished["frames"]
+            on_progress(written, total)
+        _describe(work / SET, recording, done, splits, robot)
+        for name, value in (notes or {}).items():
+            write_json(work / SET / "meta" / name, value)
 
 
-def _jobs(part: Path, recording: Recording, settings: WriteSettings, texts: list[str]) -> list[FileJob]:
-    """Which episodes go into which file."""
-    numbers = {text: number for number, text in enumerate(texts)}
+def _texts(recording: Recording) -> list[str]:
+    """The tasks, each once, in the order of their numbers."""
+    return list(dict.fromkeys(plan.task for plan in recording.episodes))
+
+
+def _files(recording: Recording, settings: WriteSettings) -> list[tuple[int, int]]:
+    """Which episodes go into each file: the first, and the one after the last."""
     limit = settings.frames_per_file or _frames_per_file(recording)
-    jobs: list[FileJob] = []
-    first = frame = start = 0
+    files: list[tuple[int, int]] = []
+    first = frames = 0
     for number, plan in enumerate(recording.episodes):
-        start += plan.length
-        if start >= limit or number + 1 == len(recording.episodes):
-            mine = {plan.task: numbers[plan.task] for plan in recording.episodes[first : number + 1]}
-            jobs.append(FileJob(part, recording, settings, len(jobs), first, number + 1, frame, mine))
-            first, frame, start = number + 1, frame + start, 0
-    return jobs
+        frames += plan.length
+        if frames >= limit or number + 1 == len(recording.episodes):
+            files.append((first, number + 1))
+            first, frames = number + 1, 0
+    return files
+
+
+def _jobs(
+    folder: Path, recording: Recording, settings: WriteSettings, files: list[tuple[int, int]]
+) -> Iterator[FileJob]:
+    """What is to be done, made as workers ask for it."""
+    numbers, frame = {text: number for number, text in enumerate(_texts(recording))}, 0
+    for number, (first, stop) in enumerate(files):
+        plans = recording.episodes[first:stop]
+        tasks = {plan.task: numbers[plan.task] for plan in plans}
+        yield FileJob(folder, recording.part(first, stop), settings, number, first, frame, tasks)
+        frame += sum(plan.length for plan in plans)
 
 
 def _frames_per_file(recording: Recording) -> int:
@@ -112,34 +120,25 @@ def _frames_per_file(recording: Recording) -> int:
     return max(1, int(FILE_BYTES / size))
 
 
-def _begin(part: Path, plan: dict[str, Any]) -> dict[int, dict[str, Any]]:
-    """Finds what an earlier run of the same plan finished, by file; of another plan nothing is kept."""
-    try:
-        before = json.loads((part / PLAN).read_bytes())
-    except (OSError, ValueError):
-        before = None
-    if before != plan:
-        shutil.rmtree(part, ignore_errors=True)
-        write_json(part / PLAN, plan)
-        return {}
-    lines = read_lines(part / PROGRESS, mend=True)
-    return {line["file"]: line for line in lines if complete(part, line["file"])}
+def _done(work: Path) -> dict[int, dict[str, Any]]:
+    """What an earlier run finished, by file."""
+    lines = read_lines(work / PROGRESS, mend=True)
+    return {line["file"]: line for line in lines if complete(work / SET, line["file"])}
 
 
 def _describe(
-    part: Path,
+    folder: Path,
     recording: Recording,
-    texts: list[str],
     done: Mapping[int, Mapping[str, Any]],
     splits: Mapping[str, tuple[int, int]],
     robot: str,
-    settings: WriteSettings,
 ) -> None:
     """Writes what `meta` holds besides the tables of the episodes."""
+    texts = _texts(recording)
     features = {**recording.features, **INDEX_FEATURES}
     features = {key: _with_video_info(feature, recording.fps) for key, feature in features.items()}
     info = Info(
-        part,
+        folder,
         recording.fps,
         {key: Feature(key, value["dtype"], tuple(value["shape"])) for key, value in features.items()},
         len(recording.episodes),
@@ -147,13 +146,13 @@ def _describe(
         splits,
         robot=robot,
     )
-    write_text(part / INFO, info_json(info, len(texts), features))
+    write_text(folder / INFO, info_json(info, len(texts), features))
     parts: dict[str, list[dict[str, np.ndarray]]] = {}
     for number in sorted(done):
         for key, each in done[number]["statistics"].items():
             parts.setdefault(key, []).append({name: np.array(value) for name, value in each.items()})
-    write_json(part / STATS, statistics.plain({key: merge(each) for key, each in parts.items()}))
-    write_atomic(part / TASKS, lambda file: need("pyarrow.parquet").write_table(tasks_table(texts), file))
+    write_json(folder / STATS, statistics.plain({key: merge(each) for key, each in parts.items()}))
+    write_atomic(folder / TASKS, lambda file: need("pyarrow.parquet").write_table(tasks_table(texts), file))
 
 
 def _with_video_info(feature: Mapping[str, Any], fps: float) -> dict[str, Any]:

@@ -14,22 +14,25 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from calvin_eval.specs import RobotSpec
+from calvin_eval.system.files import read_json
 from roboflamingo.data.checks import as_action, as_vector, check_image
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.lerobot.layout import INFO, TASKS, Info, read_info
 from roboflamingo.data.lerobot.tables import Episode, RowReader, numbers, read_episodes, read_tasks
 from roboflamingo.data.lerobot.video import read_frames, video_size
 from roboflamingo.data.sources.base import ACTIONS, DIGEST_BYTES, Frame, Reader, Sample, Source, SourceOptions
-from roboflamingo.data.sources.columns import ActionColumns, StateColumns
+from roboflamingo.data.sources.columns import ActionColumns, Columns, PartColumns, StateColumns
 
 IMAGES, OBSERVATION, PRIVILEGED = "observation.images.", "observation.", "privileged."
 ACTION = "action"
+NOTE = "meta/roboflamingo.json"
+"""Where our own writer says what states and parts of the action are called."""
 SPLIT_NAMES = {"training": ("train", "training"), "validation": ("validation", "val", "valid", "eval", "test")}
 """What sets call the splits, most usual first."""
 
@@ -83,18 +86,11 @@ class LeRobotSource(Source):
         self.info = read_info(path)
         self.tasks = read_tasks(self.info)
         first, stop = _bounds(self.info, split)
-        self._all = read_episodes(self.info)[first:stop]
-        self._first = self._all[0].first if self._all else 0
+        self.entries = read_episodes(self.info)[first:stop]
+        self._first = self.entries[0].first if self.entries else 0
         self.vectors = find_vectors(self.info)
-        action, features = self.info.features[ACTION], self.info.features
-        where = str(path / INFO)
-        self.actions = ActionColumns(options.columns, action.shape[0], action.names, f"{ACTION} of {where}")
-        self.states = StateColumns(
-            options.columns,
-            {name: features[key].shape[0] for name, key in self.vectors.state.items()},
-            {name: features[key].names for name, key in self.vectors.state.items()},
-            where,
-        )
+        self.columns = _columns(path, options.columns)
+        self.actions, self.states = _readers(self.info, self.vectors, self.columns)
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -112,8 +108,8 @@ class LeRobotSource(Source):
         """See `Source`."""
         cameras = {}
         for name, key in self.vectors.cameras.items():
-            if self.info.features[key].dtype == "video" and self._all:
-                part = self._all[0].videos[key]
+            if self.info.features[key].dtype == "video" and self.entries:
+                part = self.entries[0].videos[key]
                 cameras[name] = video_size(self.info.video_file(key, part.chunk, part.file))
             else:
                 cameras[name] = self.info.features[key].image_size
@@ -126,12 +122,12 @@ class LeRobotSource(Source):
         )
 
     def __len__(self) -> int:
-        return sum(episode.length for episode in self._all)
+        return sum(episode.length for episode in self.entries)
 
     @cached_property
     def episodes(self) -> np.ndarray:
         """See `Source`."""
-        bounds = [(e.first - self._first, e.first - self._first + e.length) for e in self._all]
+        bounds = [(e.first - self._first, e.first - self._first + e.length) for e in self.entries]
         return np.array(bounds, np.int64).reshape(-1, 2)
 
     @cached_property
@@ -139,7 +135,7 @@ class LeRobotSource(Source):
         """See `Source`. Where the task changes within an episode, each stretch of one task is a sample."""
         found = []
         rows = RowReader(self.info, ["task_index"])
-        for episode, (first, stop) in zip(self._all, self.episodes.tolist(), strict=True):
+        for episode, (first, stop) in zip(self.entries, self.episodes.tolist(), strict=True):
             if len(episode.tasks) == 1:
                 stretches = [(first, stop, episode.tasks[0])]
             else:
@@ -166,13 +162,14 @@ class LeRobotSource(Source):
         return _row_name(self.info, episode, row - (episode.first - self._first))
 
     def _episode_of(self, row: int) -> Episode:
-        return self._all[int(np.searchsorted(self.episodes[:, 1], row, side="right"))]
+        return self.entries[int(np.searchsorted(self.episodes[:, 1], row, side="right"))]
 
     @cached_property
     def notes(self) -> str:
         """See `Source`."""
         digest = hashlib.sha256(self.split.encode())
-        for path in (self.path / INFO, self.path / TASKS, *sorted((self.path / "meta/episodes").glob("*/*.parquet"))):
+        episodes = sorted((self.path / "meta" / "episodes").glob("*/*.parquet"))
+        for path in (*(self.path / name for name in (INFO, TASKS, NOTE)), *episodes):
             digest.update(path.name.encode() + (path.read_bytes() if path.is_file() else b"none"))
         return digest.hexdigest()
 
@@ -182,7 +179,7 @@ class LeRobotSource(Source):
         stamps = np.empty((len(rows), 3), np.int64)
         places = np.searchsorted(self.episodes[:, 1], rows, side="right")
         for place in np.unique(places).tolist():
-            paths = _files(self.info, self._all[place])
+            paths = _files(self.info, self.entries[place])
             if paths not in known:
                 known[paths] = _stamp(paths)
             stamps[places == place] = known[paths]
@@ -191,7 +188,7 @@ class LeRobotSource(Source):
     def stamp(self) -> str:
         """See `Source`."""
         digest = hashlib.sha256()
-        for path in sorted({path for episode in self._all for path in _files(self.info, episode)}):
+        for path in sorted({path for episode in self.entries for path in _files(self.info, episode)}):
             digest.update(f"{path.relative_to(self.path)} {_stamp((path,))}".encode())
         return digest.hexdigest()
 
@@ -200,9 +197,9 @@ class LeRobotSource(Source):
         places = np.searchsorted(self.episodes[:, 1], rows, side="right")
         parts = []
         for place in np.unique(places).tolist():
-            episode = self._all[place]
+            episode = self.entries[place]
             parts.append((episode, tuple((rows[places == place] - (episode.first - self._first)).tolist())))
-        return LeRobotReader(self.info, tuple(parts), self.vectors, self.options, tuple(self.tasks))
+        return LeRobotReader(self.info, tuple(parts), self.vectors, self.columns, self.options.out_of_range)
 
 
 @dataclass(frozen=True)
@@ -213,25 +210,20 @@ class LeRobotReader(Reader):
         info: of the set.
         parts: episodes, each with its frames that are wanted, ascending.
         vectors: features by name.
-        options: how the set is read.
-        tasks: texts by number.
+        columns: what their columns mean.
+        out_of_range: what happens to actions beyond their bounds.
     """
 
     info: Info
     parts: tuple[tuple[Episode, tuple[int, ...]], ...]
     vectors: Vectors
-    options: SourceOptions
-    tasks: tuple[str, ...]
+    columns: Columns
+    out_of_range: Literal["error", "clip"]
 
     def frames(self, names: tuple[str, ...]) -> Iterator[Frame | DataError]:
         """See `Reader`."""
         features = self.info.features
-        action = features[ACTION]
-        actions = ActionColumns(self.options.columns, action.shape[0], action.names, ACTION)
-        sizes = {name: features[key].shape[0] for name, key in self.vectors.state.items()}
-        states = StateColumns(
-            self.options.columns, sizes, {name: features[key].names for name, key in self.vectors.state.items()}, INFO
-        )
+        actions, states = _readers(self.info, self.vectors, self.columns)
         keys = {name: key for kind in (self.vectors.state, self.vectors.privileged) for name, key in kind.items()}
         wanted = {name: states.needed(name) for name in names if name in states.sizes}
         columns = [keys[vector] for vectors in wanted.values() for vector in vectors]
@@ -301,7 +293,7 @@ class LeRobotReader(Reader):
             checked[name] = as_vector(where, name, row, rows.shape[1])
         beyond = 0.0
         if actions is not None:
-            checked[ACTIONS], beyond = as_action(where, ACTION, actions[frame], columns.spec, self.options.out_of_range)
+            checked[ACTIONS], beyond = as_action(where, ACTION, actions[frame], columns.spec, self.out_of_range)
         return Frame(checked, digest, beyond)
 
     def digests(self) -> Iterator[np.ndarray]:
@@ -324,6 +316,40 @@ class LeRobotReader(Reader):
             return np.frombuffer(hashlib.blake2b(text, digest_size=DIGEST_BYTES).digest(), np.uint8)
 
         return of
+
+
+def _columns(path: Path, given: Columns) -> Columns:
+    """What a set's columns mean: as is said, or else as a note of our own writer says.
+
+    Raises:
+        DataError: the note is damaged.
+    """
+    note = path / NOTE
+    if not note.is_file():
+        return given
+    content = read_json(note, "what a data set's columns mean")
+    try:
+        actions = {str(name): PartColumns(**_tuples(part)) for name, part in content["actions"].items()}
+        states = {str(name): [f"{vector}.*"] for vector, name in content["states"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{note} is damaged: {type(error).__name__}: {error}") from None
+    return Columns(given.actions or actions, given.states or states)
+
+
+def _tuples(part: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in part.items()}
+
+
+def _readers(info: Info, vectors: Vectors, columns: Columns) -> tuple[ActionColumns, StateColumns]:
+    """What makes actions and states of a set's vectors."""
+    where, features = str(info.folder / INFO), info.features
+    action = features[ACTION]
+    sizes = {name: features[key].shape[0] for name, key in vectors.state.items()}
+    names = {name: features[key].names for name, key in vectors.state.items()}
+    return (
+        ActionColumns(columns, action.shape[0], action.names, f"{ACTION} of {where}"),
+        StateColumns(columns, sizes, names, where),
+    )
 
 
 @lru_cache(maxsize=64)
