@@ -214,7 +214,7 @@ def _jobs(folder: Path, source: LeRobotSource, ids: np.ndarray, exact: bool) -> 
 
 def _write_scenes(folder: Path, note: Mapping[str, Any]) -> None:
     """Writes what says in which scene, and with blocks in which order, frames were recorded."""
-    blocks = {"scene": {"objects": {"movable_objects": {block: {} for block in BLOCKS}}}}
+    blocks: dict[str, Any] = {"scene": {"objects": {"movable_objects": {block: {} for block in BLOCKS}}}}
     config = note.get("merged_config", None if note else yaml.safe_dump(blocks, sort_keys=False))
     if config is not None:
         write_text(folder / ".hydra" / "merged_config.yaml", config)

@@ -50,8 +50,8 @@ def names_note(spec: RobotSpec) -> dict[str, Any]:
     parts, first = {}, 0
     for part in spec.actions.parts:
         columns = tuple(range(first, first + part.size))
-        bounds = {"low": part.low, "high": part.high, "choices": part.choices}
-        parts[part.name] = asdict(PartColumns(columns, part.kind, part.units, part.one, **bounds))
+        meant = PartColumns(columns, part.kind, part.units, part.one, part.low, part.high, choices=part.choices)
+        parts[part.name] = asdict(meant)
         first += part.size
     return {"states": {features[name].removeprefix(OBSERVATION): name for name in spec.state}, "actions": parts}
 

@@ -197,7 +197,7 @@ class FileJob:
         """The columns of every data set."""
         frames = np.arange(length)
         task = self.tasks[self.recording.episodes[number].task]
-        numbering = {
+        numbering: dict[str, np.ndarray] = {
             "timestamp": (frames / self.recording.fps).astype(np.float32),
             "frame_index": frames,
             "episode_index": np.full(length, self.episode + number),
@@ -253,7 +253,7 @@ def _schema(features: Mapping[str, Mapping[str, Any]]) -> Any:
     """The types of the table's columns."""
     arrow = need("pyarrow")
     fields = []
-    for key, feature in (features | INDEX_FEATURES).items():
+    for key, feature in {**features, **INDEX_FEATURES}.items():
         if feature["dtype"] == "video":
             continue
         if feature["dtype"] == "image":

@@ -1,14 +1,14 @@
 """The real-robot data of the reference system as a source.
 
-    train/data.hdf5                robot_status/robot_status_0 (N, 31 or more): tool position 10:13, quaternion xyzw 13:17,
-                                   gripper position 30; vive_control/vive_control_0 (N, 2 or more): gripper command 1
-                                   (2 open, 3 close); rgb/rgb_1 the static camera, rgb/rgb_0 the hand's, (N, H, W, 3)
-    train/meta.json                num_trajectories, and by number [instruction, frames, video, first row, row after last]
+    train/data.hdf5    robot_status/robot_status_0 (N, 31 or more): tool position 10:13, quaternion xyzw 13:17, gripper
+                       position 30; vive_control/vive_control_0 (N, 2 or more): gripper command 1 (2 open, 3 close);
+                       rgb/rgb_1 the static camera, rgb/rgb_0 the hand's, (N, H, W, 3)
+    train/meta.json    num_trajectories, and by number [instruction, frames, video, first row, row after last]
 
 What the reference makes of it is made here, too: poses are turned by a quarter about z and moved into its work space;
 the state is position, Euler angles (roll from 0 to 2 pi) and gripper (-1 closed, 1 open); an action leads to the next
-frame's pose in the tool's own frame, in units of 1/50 m and 1/33 rad. A trajectory opens or closes the gripper once; its
-last frame has no next one and is no row. The files do not say at which rate they were recorded.
+frame's pose in the tool's own frame, in units of 1/50 m and 1/33 rad. A trajectory opens or closes the gripper once;
+its last frame has no next one and is no row. The files do not say at which rate they were recorded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from roboflamingo.data.errors import DataError
 from roboflamingo.data.sources.base import ACTIONS, DIGEST_BYTES, Frame, Reader, Sample, Source, SourceOptions
 from roboflamingo.data.sources.hdf5 import array_of, blocks, opened, row_digest
 
-FOLDERS = {"training": ("train", "training"), "validation": ("val", "validation", "valid", "test")}
+FOLDERS = {"training": ("train",), "validation": ("val", "valid", "test")}
 STATE = "robot_state"
 STATUS, CONTROL = "robot_status/robot_status_0", "vive_control/vive_control_0"
 IMAGES = {STATIC: "rgb/rgb_1", GRIPPER: "rgb/rgb_0"}
@@ -288,7 +288,8 @@ def _trajectories(path: Path) -> list[Trajectory]:
         DataError: it is damaged. Names the trajectory.
     """
     content = read_json(path, "the trajectories of a real-robot data set")
-    found, number = [], "num_trajectories"
+    found: list[Trajectory] = []
+    number = "num_trajectories"
     try:
         for number in map(str, range(content["num_trajectories"])):
             text, frames, _, start, stop = content[number][:5]

@@ -6,8 +6,8 @@
     mask/train, mask/valid         names of the demonstrations of each split; all are for training without them
 
 Instructions come from where such files have them: `lang` in a demonstration's attribute `ep_meta`, or
-`language_instruction` in `data`'s attribute `problem_info`; else the environment's name in words. `obs/object` is what no
-robot measures, and privileged.
+`language_instruction` in `data`'s attribute `problem_info`; else the environment's name in words. `obs/object` is what
+no robot measures, and privileged.
 """
 
 from __future__ import annotations
