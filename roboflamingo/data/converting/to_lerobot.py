@@ -23,7 +23,8 @@ from roboflamingo.data.sources.base import ACTIONS, Reader, Sample, Source
 from roboflamingo.data.sources.calvin.frames import CalvinReader, load_arrays
 from roboflamingo.data.sources.calvin.source import CalvinSource
 from roboflamingo.data.sources.columns import PartColumns
-from roboflamingo.data.sources.lerobot import ACTION, IMAGES, OBSERVATION, PRIVILEGED
+from roboflamingo.data.sources.lerobot import IMAGES, OBSERVATION, PRIVILEGED
+from roboflamingo.data.sources.lerobot_reading import ACTION
 
 ABSOLUTE, FRAME_ID = "calvin.actions", "calvin.frame"
 """Features of CALVIN's absolute actions and of the numbers in the names of its frames' files. Whatever begins with

@@ -5,6 +5,7 @@ The table of the episodes appears last, so that where it is, the rest is whole.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,7 +120,7 @@ class FileJob:
         """Writes the files.
 
         Returns:
-            `file`, `frames`, and `statistics` of the file's episodes together.
+            `file`, `frames`, `statistics` of the file's episodes together, and `checksums`: SHA-256 by path.
 
         Raises:
             DataError: a frame cannot be read. Names it.
@@ -155,7 +156,12 @@ class FileJob:
         for path in (data, *paths.values(), episodes):
             _settle(path)
         together = {key: statistics.merge([each[key] for each in found]) for key in found[0]}
-        return {"file": self.number, "frames": start, "statistics": statistics.plain(together)}
+        return {
+            "file": self.number,
+            "frames": start,
+            "statistics": statistics.plain(together),
+            "checksums": dict(_checksum(self.folder, path) for path in (data, *paths.values())),
+        }
 
     def _read(
         self, number: int, paths: Mapping[str, Path], writers: dict[str, VideoWriter]
@@ -241,6 +247,16 @@ def _settle(part: Path) -> None:
         with part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
+
+
+def _checksum(folder: Path, part: Path) -> tuple[str, str]:
+    """A finished file's path within the data set, and its SHA-256."""
+    path = part.with_name(part.name.removeprefix(".").removesuffix(".part"))
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return path.relative_to(folder).as_posix(), digest.hexdigest()
 
 
 def _png(image: np.ndarray) -> bytes:

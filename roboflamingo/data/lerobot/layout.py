@@ -27,6 +27,8 @@ from roboflamingo.data.errors import DataError
 
 VERSION = "v3.0"
 INFO, STATS, TASKS = "meta/info.json", "meta/stats.json", "meta/tasks.parquet"
+NAMES, CHECKSUMS = "meta/roboflamingo.json", "meta/checksums.json"
+"""Files of our own, which `lerobot` passes over: what states and parts of the action are called; SHA-256 of files."""
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEOS = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"

@@ -39,7 +39,8 @@ def read_frames(path: Path, times: Sequence[float], fps: float) -> Iterator[np.n
             if not container.streams.video:
                 raise DataError(f"{path} holds no video")
             stream = container.streams.video[0]
-            # a frame of which a part is broken is an error; by default such parts are painted over
+            # a frame of which a part is broken is an error; by default such parts are painted over. A few changed bytes
+            # may still make another image: mp4 holds no checksums.
             stream.codec_context.options = {"err_detect": "explode"}
             container.seek(_ticks(times[0], stream), stream=stream)
             for frame in container.decode(stream):

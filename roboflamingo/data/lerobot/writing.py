@@ -20,7 +20,17 @@ from calvin_eval.system.processes import run_jobs
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.lerobot import statistics
 from roboflamingo.data.lerobot.files import FileJob, Recording, WriteSettings, complete
-from roboflamingo.data.lerobot.layout import INDEX_FEATURES, INFO, STATS, TASKS, Feature, Info, info_json, need
+from roboflamingo.data.lerobot.layout import (
+    CHECKSUMS,
+    INDEX_FEATURES,
+    INFO,
+    STATS,
+    TASKS,
+    Feature,
+    Info,
+    info_json,
+    need,
+)
 from roboflamingo.data.lerobot.making import PROGRESS, SET, making
 from roboflamingo.data.lerobot.statistics import merge
 
@@ -152,6 +162,8 @@ def _describe(
         for key, each in done[number]["statistics"].items():
             parts.setdefault(key, []).append({name: np.array(value) for name, value in each.items()})
     write_json(folder / STATS, statistics.plain({key: merge(each) for key, each in parts.items()}))
+    checksums = {path: digest for number in sorted(done) for path, digest in done[number]["checksums"].items()}
+    write_json(folder / CHECKSUMS, checksums)
     write_atomic(folder / TASKS, lambda file: need("pyarrow.parquet").write_table(tasks_table(texts), file))
 
 
