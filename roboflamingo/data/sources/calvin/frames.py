@@ -135,15 +135,6 @@ def file_digest(content: bytes) -> np.ndarray:
     return np.frombuffer(hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest(), np.uint8)
 
 
-def load_arrays(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    """The named arrays of a frame's file, as they were recorded.
-
-    Raises:
-        DataError: the file is missing or damaged, or lacks one. Names file and key.
-    """
-    return _load(path, _bytes(path), keys)
-
-
 def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
