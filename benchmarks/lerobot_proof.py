@@ -9,6 +9,9 @@ episode. Numbers, times and texts must be equal, images too where no video lies 
 are compared (two versions of FFmpeg may round differently), and each must be nearer to what was recorded at its time
 than to the two frames before and behind.
 
+With `--data`, a CALVIN folder is converted exactly and with videos, read by LeRobotDataset, and made a CALVIN folder
+again, whose arrays are compared; bytes and PSNR are of the videos.
+
 The last line is JSON. The exit status is 1 if anything differs.
 """
 
@@ -19,6 +22,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from roboflamingo.data.converting.convert import convert
 from roboflamingo.data.lerobot.files import EpisodePlan, WriteSettings
 from roboflamingo.data.lerobot.writing import write_dataset
 from roboflamingo.data.sources.base import SourceOptions
@@ -100,11 +105,12 @@ def _image(size: tuple[int, int], random: np.random.Generator, frame: int) -> np
     return image
 
 
-def ours(folder: Path) -> dict[str, np.ndarray]:
-    """All frames of a set as our source reads them, under lerobot's names."""
-    source = LeRobotSource(folder, "training", SourceOptions())
-    names = (*source.spec.cameras, *source.spec.state, "actions")
-    keys = source.vectors.cameras | source.vectors.state | {"actions": "action"}
+def ours(folder: Path, split: str = "training") -> dict[str, np.ndarray]:
+    """All frames of a split as our source reads them, under lerobot's names."""
+    source = LeRobotSource(folder, split, SourceOptions())
+    names = (*source.spec.cameras, *source.spec.state, *source.spec.privileged, "actions")
+    vectors = {name: source.vectors.state[source.states.needed(name)[0]] for name in source.spec.state}
+    keys = {**source.vectors.cameras, **vectors, **source.vectors.privileged, "actions": "action"}
     columns: dict[str, list[Any]] = {keys[name]: [] for name in names}
     for frame in source.reader(np.arange(len(source))).frames(names):
         if isinstance(frame, Exception):
@@ -117,7 +123,7 @@ def ours(folder: Path) -> dict[str, np.ndarray]:
         tasks[sample.first : sample.stop] = sample.instruction
     number = np.searchsorted(source.episodes[:, 1], np.arange(len(source)), side="right")
     frames = np.arange(len(source)) - source.episodes[number, 0]
-    return found | {"task": tasks, "episode_index": number, "timestamp": (frames / FPS).astype(np.float32)}
+    return found | {"task": tasks, "episode_index": number, "timestamp": (frames / source.info.fps).astype(np.float32)}
 
 
 def truth(made: Made) -> dict[str, np.ndarray]:
@@ -140,18 +146,71 @@ def compare(what: str, first: Mapping[str, np.ndarray], second: Mapping[str, np.
         a, b = first[key], second[key]
         if key == "task":
             equal, shown = list(a) == list(b), f"{len(set(a))} texts"
-        elif key in CAMERAS:
+        elif a.dtype == np.uint8:
             gap = np.abs(a.astype(int) - b.astype(int)) if a.shape == b.shape else np.array([256])
             worst = max(worst, float(gap.max()))
             equal, shown = gap.max() <= images, f"greatest {gap.max()} of 255, mean {gap.mean():.4f}"
         else:
             a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-            gap = np.abs(a.astype(float) - b.astype(float)).max() if a.shape == b.shape else np.inf
+            # ours are in float32
+            gap = np.abs(a.astype(np.float32) - b.astype(np.float32)).max() if a.shape == b.shape else np.inf
             equal, shown = gap == 0, f"greatest difference {gap:g}"
         print(f"  {what:<34} {key:<26} {len(a):>4} frames  {shown}", flush=True)
         if not equal:
             sys.exit(f"{what}: {key} differs")
     return worst
+
+
+def calvin(python: str, data: Path, scratch: Path) -> dict[str, Any]:
+    """Converts a CALVIN folder to LeRobot and back, in both ways, and compares.
+
+    Raises:
+        SystemExit: something differs that should not.
+    """
+    result: dict[str, Any] = {}
+    for name, settings in (
+        ("exact", WriteSettings(images="png", numbers="recorded")),
+        ("video", WriteSettings()),
+    ):
+        made, back = scratch / f"lerobot-{name}", scratch / f"calvin-{name}"
+        started = time.perf_counter()
+        convert(data, made, "lerobot", settings)
+        seconds = time.perf_counter() - started
+        run(python, "read", made, made.with_suffix(".npz"))
+        theirs = {key: value for key, value in np.load(made.with_suffix(".npz")).items()}
+        mine = ours(made, "training")
+        count = len(mine["task"])
+        theirs = {key: value[:count] for key, value in theirs.items()}  # the validation split stands behind
+        print(f"{data.name} as LeRobot set, {name}: {count} frames of training/")
+        compare("lerobot against our reader", theirs, mine, ROUNDING if name == "video" else 0)
+        convert(made, back, "calvin", settings)
+        gaps, errors = _gaps(data, back)
+        for key, gap in gaps.items():
+            print(f"  there and back                     {key:<26} greatest difference {gap:g}")
+        if name == "exact" and any(gaps.values()):
+            sys.exit("there and back: an array differs")
+        size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+        result[name] = {
+            "frames": count,
+            "bytes_a_frame": round(size / sum(1 for _ in back.glob("*/episode_*.npz"))),
+            "frames_per_s": round(sum(1 for _ in back.glob("*/episode_*.npz")) / seconds, 1),
+            "psnr_db": {key: round(10 * np.log10(255**2 / e), 1) if e else None for key, e in errors.items()},
+        }
+    return result
+
+
+def _gaps(first: Path, second: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Greatest difference of each array of two CALVIN folders' frames, and mean squared error of the images."""
+    gaps: dict[str, float] = {}
+    squares: dict[str, list[float]] = {}
+    for path in sorted(second.glob("*/episode_*.npz")):
+        with np.load(path) as a, np.load(first / path.relative_to(second)) as b:
+            for key in a.files:
+                gap = a[key].astype(float) - b[key].astype(float)
+                gaps[key] = max(gaps.get(key, 0.0), float(np.abs(gap).max()))
+                if key.startswith("rgb_"):
+                    squares.setdefault(key, []).append(float(np.square(gap).mean()))
+    return gaps, {key: float(np.mean(each)) for key, each in squares.items()}
 
 
 def in_place(what: str, read: Mapping[str, np.ndarray], recorded: Mapping[str, np.ndarray]) -> None:
@@ -184,8 +243,12 @@ def main() -> None:
     """Runs both directions for videos and images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", required=True, help="a Python in which lerobot is installed")
-    python, result = parser.parse_args().python, {}
+    parser.add_argument("--data", type=Path, help="a CALVIN folder to convert there and back as well")
+    options, result = parser.parse_args(), {}
+    python = options.python
     with tempfile.TemporaryDirectory() as scratch:
+        if options.data:
+            result["calvin"] = calvin(python, options.data, Path(scratch))
         for cameras in ("video", "image"):
             made, rounding = Made(cameras), ROUNDING if cameras == "video" else 0
             wanted = truth(made)
