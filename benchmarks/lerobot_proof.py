@@ -228,6 +228,53 @@ def in_place(what: str, read: Mapping[str, np.ndarray], recorded: Mapping[str, n
         print(f"  {what:<34} {key:<26} {len(images):>4} frames  each at its time", flush=True)
 
 
+def ours_there(python: str, cameras: str, scratch: Path) -> dict[str, Any]:
+    """A set that we write and LeRobotDataset reads.
+
+    Raises:
+        SystemExit: something differs.
+    """
+    made, folder = Made(cameras), scratch / f"ours-{cameras}"
+    wanted = truth(made)
+    numbers = {key: value for key, value in wanted.items() if key not in CAMERAS or cameras == "image"}
+    settings = WriteSettings(images="png" if cameras == "image" else "video", frames_per_file=60)
+    splits = {"train": (0, len(LENGTHS))}
+    write_dataset(folder, made, settings, content="proof", splits=splits, processes=1)
+    run(python, "read", folder, folder.with_suffix(".npz"))
+    theirs = dict(np.load(folder.with_suffix(".npz")))
+    files = len(list(folder.glob("data/*/*"))), len(list(folder.glob("videos/*/*/*")))
+    print(f"written by us, {cameras}: {len(LENGTHS)} episodes, {files[0]} tables, {files[1]} videos")
+    compare("lerobot against what was written", theirs, numbers, 0)
+    gap = compare("lerobot against our reader", theirs, ours(folder), ROUNDING if cameras == "video" else 0)
+    in_place("lerobot against what was written", theirs, wanted)
+    return {"frames": len(theirs["task"]), "image_difference": gap, "files": files}
+
+
+def theirs_here(python: str, name: str, crf: int | None, scratch: Path) -> dict[str, Any]:
+    """A set that LeRobotDataset records, with tasks that change within episodes, and we read.
+
+    Raises:
+        SystemExit: something differs.
+    """
+    cameras = "image" if name == "image" else "video"
+    made, folder, given = Made(cameras), scratch / f"theirs-{name}", scratch / f"given-{name}.npz"
+    wanted = truth(made)
+    numbers = {key: value for key, value in wanted.items() if key not in CAMERAS or cameras == "image"}
+    tasks = [TASKS[i // 30 % len(TASKS)] for i in range(sum(LENGTHS))]
+    told = {"fps": FPS, "features": made.features, "files": 1, "videos": cameras == "video", "crf": crf}
+    np.savez(given, settings=json.dumps(told | {"episodes": LENGTHS, "tasks": tasks}), **wanted)
+    run(python, "write", folder, given)
+    run(python, "read", folder, folder.with_suffix(".npz"))
+    theirs = dict(np.load(folder.with_suffix(".npz")))
+    files = len(list(folder.glob("data/*/*"))), len(list(folder.glob("videos/*/*/*")))
+    print(f"recorded by lerobot, {name}: {len(LENGTHS)} episodes, {files[0]} tables, {files[1]} videos")
+    mine = ours(folder)
+    compare("our reader against what was given", mine, numbers | {"task": np.array(tasks)}, 0)
+    gap = compare("our reader against lerobot", mine, theirs, ROUNDING if cameras == "video" else 0)
+    in_place("our reader against what was given", mine, wanted)
+    return {"frames": len(theirs["task"]), "image_difference": gap, "files": files}
+
+
 def run(python: str, *arguments: str | Path) -> None:
     """Runs lerobot's half.
 
@@ -250,37 +297,9 @@ def main() -> None:
         if options.data:
             result["calvin"] = calvin(python, options.data, Path(scratch))
         for cameras in ("video", "image"):
-            made, rounding = Made(cameras), ROUNDING if cameras == "video" else 0
-            wanted = truth(made)
-            numbers = {key: value for key, value in wanted.items() if key not in CAMERAS or cameras == "image"}
-
-            mine = Path(scratch) / f"ours-{cameras}"
-            settings = WriteSettings(images="png" if cameras == "image" else "video", frames_per_file=60)
-            splits = {"train": (0, len(LENGTHS))}
-            write_dataset(mine, made, settings, content="proof", splits=splits, processes=1)
-            run(python, "read", mine, mine.with_suffix(".npz"))
-            theirs = dict(np.load(mine.with_suffix(".npz"), allow_pickle=False))
-            print(f"written by us, {cameras}: {len(LENGTHS)} episodes, {len(list(mine.glob('data/*/*')))} files")
-            compare("lerobot against what was written", theirs, numbers, 0)
-            gap = compare("lerobot against our reader", theirs, ours(mine), rounding)
-            in_place("lerobot against what was written", theirs, wanted)
-            result[f"ours_{cameras}"] = {"frames": len(theirs["task"]), "image_difference": gap}
-
-            other = Path(scratch) / f"theirs-{cameras}"
-            tasks = [TASKS[i // 30 % len(TASKS)] for i in range(sum(LENGTHS))]  # they change within episodes
-            told = {"fps": FPS, "features": made.features, "files": 1, "videos": cameras == "video"}
-            given = Path(scratch) / f"given-{cameras}.npz"
-            np.savez(given, settings=json.dumps(told | {"episodes": LENGTHS, "tasks": tasks}), **wanted)
-            run(python, "write", other, given)
-            run(python, "read", other, other.with_suffix(".npz"))
-            theirs = dict(np.load(other.with_suffix(".npz"), allow_pickle=False))
-            files = len(list(other.glob("data/*/*"))), len(list(other.glob("videos/*/*/*")))
-            print(f"recorded by lerobot, {cameras}: {len(LENGTHS)} episodes, {files[0]} tables, {files[1]} videos")
-            mine_read = ours(other)
-            compare("our reader against what was given", mine_read, numbers | {"task": np.array(tasks)}, 0)
-            gap = compare("our reader against lerobot", mine_read, theirs, rounding)
-            in_place("our reader against what was given", mine_read, wanted)
-            result[f"theirs_{cameras}"] = {"frames": len(theirs["task"]), "image_difference": gap, "files": files}
+            result[f"ours_{cameras}"] = ours_there(python, cameras, Path(scratch))
+        for name, crf in (("av1", None), ("h264", 5), ("image", None)):
+            result[f"theirs_{name}"] = theirs_here(python, name, crf, Path(scratch))
     print(json.dumps(result))
 
 

@@ -34,13 +34,24 @@ def write(folder: str, given: str) -> None:
     """Records the arrays of an .npz file.
 
     `settings` in it is JSON: `fps`, `features`, `files` (MB a file), `episodes` (frames of each), `tasks` (of every
-    frame). The arrays go by the features' names, (N, ...).
+    frame), `videos` (or images), `crf` (of H.264 videos; None for AV1). The arrays go by the features' names, (N, ...).
     """
     arrays = np.load(given)
     settings = json.loads(str(arrays["settings"]))
     features = {key: {**value, "shape": tuple(value["shape"])} for key, value in settings["features"].items()}
+    encoder = {}
+    if settings["crf"] is not None:  # another codec than lerobot's own choice, AV1
+        from lerobot.configs import RGBEncoderConfig
+
+        encoder = {"rgb_encoder": RGBEncoderConfig(vcodec="h264", crf=settings["crf"])}
     dataset = LeRobotDataset.create(
-        "local/set", settings["fps"], features, root=folder, use_videos=settings["videos"], robot_type="proof"
+        "local/set",
+        settings["fps"],
+        features,
+        root=folder,
+        use_videos=settings["videos"],
+        robot_type="proof",
+        **encoder,
     )
     dataset.meta.update_chunk_settings(
         data_files_size_in_mb=settings["files"], video_files_size_in_mb=settings["files"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.spatial.transform import Rotation
 
+from roboflamingo.data.converting.convert import convert
 from roboflamingo.data.errors import DataError
+from roboflamingo.data.lerobot.files import WriteSettings
 from roboflamingo.data.sources import kind_of, open_source
 from roboflamingo.data.sources.base import Frame, SourceOptions
 from roboflamingo.data.sources.columns import Columns, PartColumns
@@ -103,6 +107,19 @@ def test_robomimic_columns_make_parts(robomimic: Path) -> None:
     assert dict(source.spec.state) == {"hand": 3}
     frames = read(source, ("hand", "actions"))
     assert {float(frame.arrays["actions"][6]) for frame in frames} <= {-1.0, 1.0}
+
+
+def test_robomimic_becomes_a_lerobot_set_that_gives_the_same(robomimic: Path, tmp_path: Path) -> None:
+    settings = WriteSettings(images="png")
+    convert(robomimic, tmp_path / "set", "lerobot", settings, processes=1, console=Console(file=io.StringIO()))
+    for split in ("training", "validation"):
+        here, there = open_source(robomimic, split), open_source(tmp_path / "set", split)
+        assert there.spec == here.spec
+        assert [s.instruction for s in there.samples] == [s.instruction for s in here.samples]
+        names = (*here.spec.cameras, *here.spec.state, *here.spec.privileged, "actions")
+        for a, b in zip(read(here, names), read(there, names), strict=True):
+            for name in names:
+                assert (a.arrays[name] == b.arrays[name]).all(), name
 
 
 def test_hdf5_digests_belong_to_content(robomimic: Path, tmp_path: Path) -> None:

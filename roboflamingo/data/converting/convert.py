@@ -106,8 +106,10 @@ def _losses(sources: Sequence[Source], settings: WriteSettings) -> list[str]:
     if settings.numbers == "float32":
         lost.append("numbers are in float32, as LeRobot's policies take them; recorded keeps them as they were")
     for source in sources:
-        covered = {row for s in to_lerobot.language_samples(source) for row in range(s.first, s.stop)}
-        if left := len(source) - len(covered):
+        outside = np.ones(len(source), bool)
+        for sample in to_lerobot.language_samples(source):
+            outside[sample.first : sample.stop] = False
+        if left := int(outside.sum()):
             lost.append(f"{source.title}: {left} of {len(source)} frames lie outside of every segment and are left out")
     if isinstance(sources[0], CalvinSource):
         lost.append("embeddings of sentences are left out" + _other_arrays(sources[0]))
