@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from roboflamingo.cli.main import main
 from roboflamingo.data.converting.convert import convert
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.lerobot.files import WriteSettings
@@ -175,3 +176,24 @@ def test_what_of_a_frame_is_left_out_is_named(tmp_path: Path) -> None:
         np.savez_compressed(path, **arrays, depth_static=np.zeros((4, 4), np.float32))
     lost = run(tmp_path / "calvin", tmp_path / "lerobot", "lerobot")
     assert lost[-1] == "embeddings of sentences are left out, and depth_static of every frame"
+
+
+def test_the_verb_converts_and_says_what_is_lost(
+    calvin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "lerobot"
+    main(["data", "convert", "--from", str(calvin), "--to", str(made), "--format", "lerobot", "--processes", "1"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"{made}: written"
+    assert said[1].startswith("  images are in videos of quality 18")
+    main(["data", "convert", "--from", str(made), "--to", f"{made}-back", "--format", "calvin", "--processes", "1"])
+    assert open_source(Path(f"{made}-back")).kind == "calvin"
+    for words, status in (
+        (["--from", str(calvin), "--to", str(made), "--format", "lerobot"], 1),
+        (["--from", str(calvin), "--to", str(made)], 2),
+        (["--from", str(calvin), "--to", str(tmp_path / "x"), "--format", "lerobot", "--quality", "99"], 1),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(["data", "convert", *words])
+        assert stopped.value.code == status
+    assert "settings.quality is 99" in capsys.readouterr().err
