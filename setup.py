@@ -39,6 +39,13 @@ DIFFUSION = [
 LORA = [
     "peft>=0.14",  # low-rank updates
 ]
+LEROBOT = [
+    "pyarrow>=15",  # LeRobot's tables of frames and episodes, parquet
+    "av>=13",  # its videos, read at exact times and written
+]
+HDF5 = [
+    "h5py>=3.10",  # robomimic's files, and the reference's real-robot data
+]
 DEVELOP = [
     "pytest>=8",
     "pytest-xdist>=3.5",  # tests on all cores
@@ -61,9 +68,11 @@ setup(
     package_data={"calvin_eval": ["benchmark/data/*", "evaluation/report/*.html.j2"], "roboflamingo": ["py.typed"]},
     install_requires=SIMULATOR + POLICY,
     extras_require={
-        "dev": DEVELOP + DIFFUSION + LORA,
+        "dev": DEVELOP + DIFFUSION + LORA + LEROBOT + HDF5,
         "diffusion": DIFFUSION,
         "lora": LORA,
+        "lerobot": LEROBOT,
+        "hdf5": HDF5,
         "wandb": ["wandb>=0.17"],  # Weights & Biases as a logger
         "adam8bit": ["bitsandbytes>=0.45"],  # AdamW with a byte for each of its two averages
         # open_flamingo 2.0.1 pins torch==2.0.1, so pip cannot solve for it: install it with --no-deps (see Makefile)

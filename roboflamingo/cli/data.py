@@ -1,4 +1,4 @@
-"""`roboflamingo data`: what a data set holds, whether it is whole, and its packed copy."""
+"""`roboflamingo data`: what a data set holds, whether it is whole, its packed copy, and other formats."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 
 from calvin_eval.system.errors import UserError
 from roboflamingo.cli.arguments import parse, parse_config, verb_parser
+from roboflamingo.cli.data_convert import USAGE, convert, convert_options
 from roboflamingo.data.sources.base import Source
 
 EXAMPLES = """
@@ -20,6 +21,7 @@ roboflamingo data verify data/task_D_D                            # reads every 
 roboflamingo data verify data/task_D_D/packed                     # checks every packed copy there
 roboflamingo data pack data/task_D_D --out stores/task_D_D        # all of it, compressed; a data set of its own
 roboflamingo data pack --config configs/train_tiny.yaml --run runs/tiny     # what this training would pack
+roboflamingo data convert --from data/task_D_D --to data/task_D_D_lerobot --format lerobot   # and back: calvin
 roboflamingo data wordings lang_annotation_cache.json --out wordings.yaml   # for data.wordings
 """
 
@@ -294,6 +296,7 @@ ACTIONS = {
     "inspect": Action("Tells what a data set holds.", "PATH [--html FILE]", _inspect_options, inspect),
     "verify": Action("Reads every frame and names what is damaged.", "PATH", _reading, verify),
     "pack": Action("Makes the packed copy ahead of training.", "PATH --out FOLDER", _pack_options, pack),
+    "convert": Action("Writes a data set as one of another kind.", USAGE, convert_options, convert),
     "wordings": Action("Makes a file for data.wordings.", "FILE --out FILE", _wordings_options, wordings),
 }
 """A further action is one line."""

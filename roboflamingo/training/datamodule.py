@@ -20,9 +20,10 @@ from roboflamingo.data.errors import DataError
 from roboflamingo.data.lists import read_wordings, subset_of
 from roboflamingo.data.places import folder_at, is_packed, pack_or_find, splits_at
 from roboflamingo.data.sampling import BatchNumbers, WindowStream, held_out_numbers
+from roboflamingo.data.sources import open_source
 from roboflamingo.data.sources.base import SourceOptions
-from roboflamingo.data.store.index import read_sealed, write_sealed
-from roboflamingo.data.store.settings import PackSettings
+from roboflamingo.data.store.index import read_index, read_sealed, write_sealed
+from roboflamingo.data.store.settings import PackSettings, spec_from_json
 from roboflamingo.data.windows import Variety, Windows, to_tensors
 from roboflamingo.policy.actions import pose_statistics, vector_statistics, with_action_statistics
 from roboflamingo.policy.base_config import Config

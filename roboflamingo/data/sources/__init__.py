@@ -10,6 +10,9 @@ from roboflamingo.data.sources.base import Source, SourceOptions
 
 KINDS = {
     "calvin": "roboflamingo.data.sources.calvin.source:CalvinSource",
+    "lerobot": "roboflamingo.data.sources.lerobot:LeRobotSource",
+    "robomimic": "roboflamingo.data.sources.robomimic:RobomimicSource",
+    "real_robot": "roboflamingo.data.sources.real_robot:RealRobotSource",
 }
 """Where the class of each kind is; asked in this order whether they recognise a path."""
 

@@ -27,6 +27,7 @@ class PartColumns:
         kind: continuous; binary: one column, 1 above `threshold` and -1 up to it; categorical: one column of whole
             numbers from 0.
         units: of a continuous part, one for each number.
+        one: what 1 stands for in the unit, likewise.
         low: least command of a continuous part; none for no bound.
         high: greatest.
         threshold: of a binary part.
@@ -36,6 +37,7 @@ class PartColumns:
     columns: tuple[int | str, ...]
     kind: Literal["continuous", "binary", "categorical"] = "continuous"
     units: tuple[str, ...] = ()
+    one: tuple[float, ...] = ()
     low: float | None = None
     high: float | None = None
     threshold: float = 0.0
@@ -58,8 +60,8 @@ class Columns:
     Attributes:
         actions: the parts of an action by name, in order. Columns that none names are left out. Empty: one continuous
             part `action` of all columns.
-        states: the columns of each state by name, each a number or name in the vector `state`, or VECTOR.NUMBER in
-            another. Empty: every vector of the observations as it is.
+        states: the columns of each state by name: a number or name in the vector `state`, or VECTOR.NUMBER in another;
+            VECTOR.* is the whole vector. Empty: every vector of the observations as it is.
     """
 
     actions: dict[str, PartColumns] = field(default_factory=dict)
@@ -114,7 +116,7 @@ class ActionColumns:
             self.spec = ActionSpec(
                 tuple(
                     ActionPart(
-                        name, part.kind, len(part.columns), part.choices, part.units, low=part.low, high=part.high
+                        name, part.kind, len(part.columns), part.choices, part.units, part.one, part.low, part.high
                     )
                     for name, part in parts.items()
                 )
@@ -164,6 +166,9 @@ class StateColumns:
                 if vector not in vectors:
                     raise DataError(f"{what} has no vector {vector} for {text}; it has {', '.join(vectors) or 'none'}")
                 here = names.get(vector, ())
+                if column == "*":
+                    pieces += [(vector, place) for place in range(vectors[vector])]
+                    continue
                 pieces.append((vector, places([column], here, vectors[vector], f"{vector} of {what}")[0]))
             if not pieces:
                 raise DataError(f"data.columns.states: {state} names no columns")

@@ -1,0 +1,1 @@
+"""Data sets of one kind written as another."""
