@@ -116,7 +116,7 @@ class Actions:
 
         Args:
             prediction: parameters.
-            generator: where random numbers come from; the same state gives the same actions on every device.
+            generator: where random numbers come from; they do not depend on the device that parameters are on.
         """
         return self._joined(lambda name, part: part.restore(part.sample(prediction[name], generator)))
 
