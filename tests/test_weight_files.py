@@ -56,7 +56,7 @@ def test_a_file_is_known_by_its_content_not_by_its_name(tmp_path, write, name):
         (b"\n <html>", "web page"),
         (b'{"error": "Repository not found"}', "JSON text"),
         (b"GGUF\x03\0\0\0", "GGUF.*safetensors"),
-        (gzip.compress(b"weights"), "gzip"),
+        (gzip.compress(b"weights", mtime=0), "gzip"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"no weights at all", "not a whole safetensors file"),
         (b"PK\x03\x04 and no more", "not a whole PyTorch file"),

@@ -10,7 +10,7 @@ from calvin_eval.calvin import CALVIN_ACTIONS, GRIPPER, ROBOT_OBS, SCENE_OBS, ST
 from calvin_eval.specs import ActionPart, ActionSpec, PolicySpec, RobotSpec
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import AMOUNT, COUNT, Range, check_ranges
-from roboflamingo.policy.actions import ActionKind, Statistics
+from roboflamingo.policy.actions import NEED_ROBOT_OBS, ActionKind, Statistics
 from roboflamingo.policy.inputs import STATE_SIZES
 
 ROBOT_OBS_SIZE, SCENE_OBS_SIZE = 15, 24
@@ -130,7 +130,7 @@ class BasePolicyConfig:
     @property
     def acts_on_robot_obs(self) -> bool:
         """Whether it cannot act without CALVIN's robot_obs."""
-        return self.robot_obs != "none" or self.actions in ("absolute", "tcp_relative")
+        return self.robot_obs != "none" or self.actions in NEED_ROBOT_OBS
 
     @property
     def trains_on(self) -> tuple[str, ...]:
