@@ -93,7 +93,7 @@ def test_weights_without_a_network_is_a_message(
     ("words", "message"),
     [
         (["--execute", "99"], "99"),
-        (["--renderer", "none"], "a policy that sees"),
+        (["--renderer", "none"], "and the play table with renderer none renders no images"),
         (["--ensemble=-1"], "ensemble is -1"),
         (["--batch", "0"], "batch is 0"),
         (["--workers", "0"], "workers is 0"),

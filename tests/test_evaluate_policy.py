@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 
 from acting import run_chains
 from calvin_eval.demonstrations.episodes import EpisodeSettings, demonstrate_task
-from calvin_eval.evaluation.chains import ChainSettings
-from calvin_eval.system.errors import UserError
+from calvin_eval.evaluation.chains import ChainSettings, evaluate_chains
+from calvin_eval.system.errors import UsageError, UserError
 from calvin_eval.worlds.playtable.world import PlayTable
 from policies import small_policy
 from roboflamingo.cli import evaluate as verb
+from roboflamingo.cli.policies import make_env, open_policy
+from roboflamingo.policy.config import CameraConfig
 from roboflamingo.policy.control import PolicyController
 from roboflamingo.weights.checkpoint import load_policy, save_policy
 
@@ -117,3 +120,18 @@ def test_what_cannot_be_is_said_before_any_process_starts(
     with pytest.raises((UserError, FileNotFoundError), match=message):
         verb.run(replace(config, **change))
     assert not Path(config.out).exists()
+
+
+def test_a_policy_that_cannot_act_there_is_refused_by_the_parent_or_at_the_latest_by_the_worker(
+    config: verb.EvaluateConfig,
+) -> None:
+    save_policy(small_policy(cameras={"front": CameraConfig(32, 2)}), Path(config.policy))
+    there = "and the play table with renderer tinyrenderer has rgb_static, rgb_gripper"
+    with pytest.raises(UsageError, match=f"looks through front, {there}"):
+        verb.run(config)
+    with pytest.raises(UserError, match="looks through front, and the environment of CALVIN has rgb_static"):
+        evaluate_chains(
+            partial(make_env, "D", "tinyrenderer"), partial(open_policy, config.policy), Path(config.out),
+            config.settings, workers=1,
+        )  # fmt: skip
+    assert not (Path(config.out) / "settings.json").exists()

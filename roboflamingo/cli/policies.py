@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from calvin_eval.calvin import calvin_robot
 from calvin_eval.demonstrations.experts import Expert
 from calvin_eval.protocol import Policy
 from calvin_eval.system.errors import UsageError, UserError
@@ -59,7 +60,7 @@ def check_policy(
     Raises:
         FileNotFoundError: there is no policy in the folder.
         UserError: its config is broken.
-        UsageError: it cannot be run so, or there is no such device.
+        UsageError: it cannot act on a play table (`PolicySpec.check`), or not so, or there is no such device.
     """
     if folder == EXPERT:
         return {}
@@ -73,10 +74,10 @@ def check_policy(
             raise FileNotFoundError(f"{folder} holds no policy ({name} is missing); train one, or give {EXPERT}")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device is cuda, and torch finds no GPU here: choose cpu")
-    if renderer == "none":
-        raise UsageError(f"renderer is none, but {folder} is a policy that sees; only {EXPERT} acts without images")
     config = read_config(Path(folder) / CONFIG)
+    robot = calvin_robot(0, 0) if renderer == "none" else calvin_robot()
     try:
+        config.spec().check(robot, f"the play table with renderer {renderer}")
         check_execution(config, execute, ensemble)
     except UserError as error:
         raise UsageError(str(error)) from None
