@@ -5,6 +5,7 @@ As in BabyAI (Chevalier-Boisvert et al. 2019), an agent turns, walks, carries on
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -209,6 +210,16 @@ class Walker(Policy):
         things = {name: None if cell == [-1, -1] else (cell[0], cell[1]) for name, cell in cells.items()}
         last = {"open": [TOGGLE], "pick": [PICK_UP], "go": []}[instruction.split()[0]]
         return way(State(things, (x, y), direction), instruction.split()[-1]) + last
+
+
+class Slow(Walker):
+    """Thinks for a while, so that there is time to kill it."""
+
+    def act(
+        self, observations: Sequence[Observation], memories: Sequence[Memory]
+    ) -> tuple[np.ndarray, Sequence[Memory]]:
+        time.sleep(0.02)
+        return super().act(observations, memories)
 
 
 def way(state: State, thing: str) -> list[int]:
