@@ -11,7 +11,7 @@ import torch
 
 from calvin_eval.calvin import CALVIN_ACTIONS, calvin_robot
 from calvin_eval.protocol import Observation
-from calvin_eval.specs import RobotSpec
+from calvin_eval.specs import ActionPart, ActionSpec, RobotSpec
 from calvin_eval.system.errors import UserError
 from policies import SENTENCES, a_batch, small_config
 from roboflamingo.cli.arguments import parse_config
@@ -150,13 +150,19 @@ def test_a_policy_fits_the_data_that_has_what_it_reads() -> None:
         config.check_data(ROBOT, "the set")
     calvin = calvin_robot()
     PolicyConfig().check_data(calvin, "CALVIN")
-    PolicyConfig(vectors=("robot_obs",)).check_data(calvin, "CALVIN")  # whose size the data tell
+    PolicyConfig(vectors=("robot_obs", "scene_obs")).check_data(calvin, "CALVIN")  # whose sizes the data tell
+    arm = replace(ROBOT, actions=ActionSpec((ActionPart("joints", size=7), ActionPart("opening"))))
+    robot_config(3, actions="recorded").check_data(arm, "the set")  # whose actions it will take over
+    with pytest.raises(
+        UserError, match=r"actions relative is for actions like CALVIN's, .* are joints, opening: set it"
+    ):
+        robot_config(3).check_data(arm, "the set")
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (lambda: PolicyConfig(), "looks through rgb_static, rgb_gripper, and the set has front, wrist.left"),
+        (lambda: PolicyConfig(auxiliary_weight=0.0), "looks through rgb_static, rgb_gripper, and the set"),
         (lambda: robot_config(3, vectors=("force",), statistics={}), "vectors names force, and the set has joints"),
         (lambda: robot_config(3, robot_obs="pose"), r"reads the state robot_obs \(15 numbers\), and the set"),
         (lambda: robot_config(3, auxiliary_weight=0.5), "auxiliary_weight 0.5 .* robot_obs and scene_obs.* to 0"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Literal, TypeVar
 
 from calvin_eval.calvin import CALVIN_ACTIONS, GRIPPER, ROBOT_OBS, SCENE_OBS, STATIC
@@ -118,8 +118,8 @@ class BasePolicyConfig:
         return False
 
     @property
-    def privileged(self) -> Mapping[str, int]:
-        """Sizes of the privileged states that training reads, by name."""
+    def taught_by(self) -> Mapping[str, int]:
+        """Sizes of the states that only training reads, by name; the privileged ones are among them."""
         return {}
 
     @property
@@ -135,8 +135,8 @@ class BasePolicyConfig:
     @property
     def trains_on(self) -> tuple[str, ...]:
         """The states that a training batch must have, by name."""
-        calvin = [ROBOT_OBS] if self.acts_on_robot_obs or self.privileged else []
-        return tuple(dict.fromkeys([*calvin, *self.privileged, *self.vectors]))
+        calvin = [ROBOT_OBS] if self.acts_on_robot_obs else []
+        return tuple(dict.fromkeys([*calvin, *self.taught_by, *self.vectors]))
 
     @property
     def low_dimensional(self) -> int:
@@ -172,17 +172,27 @@ class BasePolicyConfig:
         """Makes sure that a data set has all that training the policy reads.
 
         Args:
-            robot: what the data set was recorded from.
+            robot: what the data set was recorded from. Training may read what is privileged; acting may not.
             what: its name, for messages.
 
         Raises:
             UserError: something is missing or of another size. Names it, and what is there.
         """
+        states = {**robot.privileged, **robot.state}
         for name in self.vectors:
-            if name not in robot.state:
-                there = f"has {', '.join(robot.state)}" if robot.state else "has no states"
-                raise UserError(f"policy.vectors names {name}, and {what} {there}")
-        self.spec(robot).check(robot, what)
+            if name not in states:
+                raise UserError(f"policy.vectors names {name}, and {what} has {', '.join(states) or 'no states'}")
+        robot = replace(robot, state=states)
+        spec = self.spec(robot)
+        if self.actions != "recorded" and _kinds(spec.actions) != _kinds(robot.actions):
+            raise UserError(
+                f"policy.actions {self.actions} is for actions like CALVIN's, and those of {what} are "
+                f"{', '.join(part.name for part in robot.actions.parts)}: set it to recorded"
+            )
+        spec.check(robot, what)
+        for name, size in self.taught_by.items():
+            if states.get(name) != size:
+                raise UserError(f"training reads {size} numbers of {name}, which {what} lacks")
 
     def with_words(self: Config, sentences: Iterable[str]) -> Config:
         """The same policy with what it must know of the training data's instructions before it is made."""
@@ -191,3 +201,8 @@ class BasePolicyConfig:
     def described(self) -> str:
         """What the policy is, in a few words."""
         return f"kind {self.kind}"
+
+
+def _kinds(spec: ActionSpec) -> list[tuple[str, int, int]]:
+    """What kinds of numbers an action has, whatever their names."""
+    return [(part.kind, part.size, part.choices) for part in spec.parts]

@@ -73,9 +73,9 @@ class PolicyConfig(BasePolicyConfig):
         return self.backbone.weights == "published"
 
     @property
-    def privileged(self) -> Mapping[str, int]:
+    def taught_by(self) -> Mapping[str, int]:
         """What the auxiliary loss is of."""
-        return {SCENE_OBS: SCENE_OBS_SIZE} if self.auxiliary_weight > 0 else {}
+        return {ROBOT_OBS: ROBOT_OBS_SIZE, SCENE_OBS: SCENE_OBS_SIZE} if self.auxiliary_weight > 0 else {}
 
     @property
     def libraries(self) -> Mapping[str, tuple[str, str]]:
@@ -92,14 +92,13 @@ class PolicyConfig(BasePolicyConfig):
 
     def check_data(self, robot: RobotSpec, what: str) -> None:
         """See `BasePolicyConfig.check_data`; the auxiliary loss is of CALVIN's table and robot."""
-        super().check_data(robot, what)
-        needed = {ROBOT_OBS: (ROBOT_OBS_SIZE, robot.state), SCENE_OBS: (SCENE_OBS_SIZE, robot.privileged)}
-        missing = [name for name, (size, there) in needed.items() if there.get(name) != size]
-        if self.auxiliary_weight > 0 and missing:
+        there = {**robot.privileged, **robot.state}
+        if missing := [name for name, size in self.taught_by.items() if there.get(name) != size]:
             raise UserError(
                 f"policy.auxiliary_weight {self.auxiliary_weight} trains on CALVIN's {' and '.join(missing)}, which "
                 f"{what} lacks: set it to 0"
             )
+        super().check_data(robot, what)
 
     def with_words(self, sentences: Iterable[str]) -> PolicyConfig:
         """The same policy with the words of these sentences as vocabulary, unless it has one."""
