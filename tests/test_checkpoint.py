@@ -119,3 +119,20 @@ def test_a_save_that_fails_leaves_the_old_policy_and_no_leftovers(saved, monkeyp
     assert (folder / "sha256.json").read_bytes() == before
     assert [path.name for path in folder.parent.iterdir()] == ["policy"]
     load_policy(folder)
+
+
+def test_a_policy_with_damaged_checksums_is_replaced_all_the_same(saved):
+    policy, folder = saved
+    for content in ("", "[1]", "{"):
+        (folder / "sha256.json").write_text(content)
+        save_policy(policy, folder)
+        assert load_policy(folder).config == policy.config
+
+
+def test_a_config_of_another_version_is_called_that(saved):
+    _, folder = saved
+    (folder / "sha256.json").unlink()
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config + "static_size: 96\n")
+    with pytest.raises(UserError, match=r"config\.yaml: static_size is no key .* another version wrote it"):
+        load_policy(folder)

@@ -247,7 +247,7 @@ def policy_kind(name: str) -> PolicyKind:
     """The kind of that name.
 
     Raises:
-        UserError: there is none (see `roboflamingo.plugins.find`), or its config is of another name.
+        UserError: there is none (see `roboflamingo.plugins.find`).
     """
     found = find(POLICIES, "roboflamingo.policies", name, "policy.kind", PolicyKind)
     if isinstance(found, str):

@@ -52,7 +52,7 @@ class BasePolicyConfig:
             that acting shows the policy what training did.
         chunk: K, actions predicted at each frame.
         cameras: which ones the policy looks through, by the names that robot and data set give them, in this order:
-            the images' sizes and, in training, random shifts.
+            the images' sizes and, in training, random shifts. One part is typed as `--policy.cameras.front.size 48`.
         robot_obs: what of CALVIN's robot_obs the policy reads, prepared as suits it: none; pose (tool pose and
             opening, its first 7 numbers); full (all 15, with joints and the last gripper command).
         vectors: states of any name that the policy reads, normalised by `statistics`: a robot's joints, force ...

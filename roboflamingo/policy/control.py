@@ -165,7 +165,8 @@ class PolicyController(Policy):
             for row, frames, memory in zip(seen, shown, memories, strict=False)  # fillers come after
         ]
         features, at = self._windows(histories)
-        now = {name: frame_at(x, present) for name, x in batch.items()}
+        read = batch if self.policy.joins_window else batch.keys() & {ROBOT_OBS}
+        now = {name: frame_at(batch[name], present) for name in read}
         if self.policy.joins_window:
             features, at = self.policy.join(_filled(features, rows), now, text), at.new_zeros(rows)
         chunks = self._chunks(features, at, self._noise(memories), now.get(ROBOT_OBS))

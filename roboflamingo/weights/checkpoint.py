@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,9 @@ def check_replaceable(folder: Path) -> None:
 
 
 def _beside(folder: Path) -> Iterator[str]:
-    """What a policy's folder holds besides weights and config, by its list of checksums."""
-    if (folder / SUMS).is_file():
+    """What a policy's folder holds besides weights and config, by its list of checksums, if that can be read."""
+    yield "tokenizer"
+    with suppress(UserError, OSError):
         sums = read_json(folder / SUMS, "the checksums of a policy's files")
         yield from (name.split("/")[0] for name in sums) if isinstance(sums, dict) else ()
 
@@ -211,8 +213,13 @@ def read_config(path: Path) -> Any:
     if not isinstance(values, dict):
         raise UserError(f"{path} should hold the keys of a policy; it holds {str(values)[:80]!r}")
     try:
+        kind = policy_kind(str(values.get("kind", DEFAULT)))
+        if strange := values.keys() - {field.name for field in fields(kind.config)}:
+            raise UserError(
+                f"{min(map(str, strange))} is no key of such a policy; another version wrote it: make the policy anew"
+            )
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
-        parser.add_class_arguments(policy_kind(str(values.get("kind", DEFAULT))).config, "policy")
+        parser.add_class_arguments(kind.config, "policy")
         parsed = parser.parse_object({"policy": values})
         config: BasePolicyConfig = parser.instantiate_classes(parsed).policy
     except (jsonargparse.ArgumentError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
