@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from calvin_eval.calvin import calvin_observation
+from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.config import BackboneConfig
 from roboflamingo.data.errors import DataError
 from roboflamingo.policy.control import PolicyController
@@ -96,7 +97,7 @@ def test_frames_without_gripper_camera_and_scene_do_for_a_policy_that_reads_neit
             frame = {key: file[key] for key in ("rgb_static", "robot_obs", "rel_actions")}
         np.savez_compressed(path, **frame)  # type: ignore[arg-type]
     config = begun(tmp_path, dataset)
-    with pytest.raises(DataError, match="has no rgb_gripper"):
+    with pytest.raises(UserError, match=r"looks through rgb_gripper, and .* has rgb_static"):
         train(config, console=QUIET)
     config.policy.auxiliary_weight = 0.0
     config.policy.backbone = BackboneConfig(**(vars(config.policy.backbone) | {"fusion": "first_only"}))

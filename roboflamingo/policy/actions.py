@@ -209,6 +209,16 @@ def action_space(
     return ToolRelative() if kind == "tcp_relative" else Relative()
 
 
+def taken_over(spec: ActionSpec) -> ActionSpec:
+    """A data set's actions as a policy takes them over: numbers without known bounds are normalised."""
+
+    def of(part: ActionPart) -> ActionPart:
+        known = part.kind != "continuous" or part.normalise != "none" or None not in (part.low, part.high)
+        return part if known else replace(part, normalise="deviation")
+
+    return ActionSpec(tuple(map(of, spec.parts)))
+
+
 def with_action_statistics(spec: ActionSpec, actions: Tensor | None) -> ActionSpec:
     """The same specification with centre and scale for the parts that are normalised by training data and have none.
 

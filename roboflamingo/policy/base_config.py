@@ -190,6 +190,14 @@ class BasePolicyConfig:
                 f"{', '.join(part.name for part in robot.actions.parts)}: set it to recorded"
             )
         spec.check(robot, what)
+        self.check_teaching(states, what)
+
+    def check_teaching(self, states: Mapping[str, int], what: str) -> None:
+        """Makes sure that a data set with these states has what only training reads.
+
+        Raises:
+            UserError: it has not. Names what is missing.
+        """
         for name, size in self.taught_by.items():
             if states.get(name) != size:
                 raise UserError(f"training reads {size} numbers of {name}, which {what} lacks")

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from calvin_eval.calvin import ROBOT_OBS, SCENE_OBS
-from calvin_eval.specs import RobotSpec
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import AMOUNT, BELOW_ONE, Range
 from roboflamingo.backbone.config import BackboneConfig
@@ -90,15 +89,13 @@ class PolicyConfig(BasePolicyConfig):
         passes = len(self.cameras) if self.backbone.fusion == "two_way" else 1
         return passes * self.backbone.language.width + self.low_dimensional
 
-    def check_data(self, robot: RobotSpec, what: str) -> None:
-        """See `BasePolicyConfig.check_data`; the auxiliary loss is of CALVIN's table and robot."""
-        there = {**robot.privileged, **robot.state}
-        if missing := [name for name, size in self.taught_by.items() if there.get(name) != size]:
+    def check_teaching(self, states: Mapping[str, int], what: str) -> None:
+        """The auxiliary loss is of CALVIN's table and robot."""
+        if missing := [name for name, size in self.taught_by.items() if states.get(name) != size]:
             raise UserError(
                 f"policy.auxiliary_weight {self.auxiliary_weight} trains on CALVIN's {' and '.join(missing)}, which "
                 f"{what} lacks: set it to 0"
             )
-        super().check_data(robot, what)
 
     def with_words(self, sentences: Iterable[str]) -> PolicyConfig:
         """The same policy with the words of these sentences as vocabulary, unless it has one."""

@@ -25,7 +25,7 @@ from roboflamingo.data.sources.base import SourceOptions
 from roboflamingo.data.store.index import read_index, read_sealed, write_sealed
 from roboflamingo.data.store.settings import PackSettings, spec_from_json
 from roboflamingo.data.windows import Variety, Windows, to_tensors
-from roboflamingo.policy.actions import pose_statistics, vector_statistics, with_action_statistics
+from roboflamingo.policy.actions import pose_statistics, taken_over, vector_statistics, with_action_statistics
 from roboflamingo.policy.base_config import Config
 from roboflamingo.training.config import ConfigError, TrainConfig
 
@@ -189,8 +189,8 @@ def with_statistics(policy: Config, training: Windows) -> Config:
     if policy.actions == "absolute" and "actions" not in policy.statistics:
         statistics["actions"] = pose_statistics(torch.from_numpy(training.column("actions")))
     if policy.actions == "recorded":
-        recorded = ActionSpec(policy.action_parts) if policy.action_parts else training.folders[0].spec.actions
-        recorded = with_action_statistics(recorded, torch.from_numpy(training.column("actions")))
+        parts = policy.action_parts or taken_over(training.folders[0].spec.actions).parts
+        recorded = with_action_statistics(ActionSpec(parts), torch.from_numpy(training.column("actions")))
         policy = replace(policy, action_parts=recorded.parts)
     return replace(policy, statistics=policy.statistics | statistics)
 
