@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import re
 import sys
-import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
@@ -19,10 +18,11 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 
 from calvin_eval.system.errors import UserError
 from roboflamingo.cli.checks import check_that_keys_act
-from roboflamingo.cli.fields import described, is_switch, keys_of, leaves, required_keys
+from roboflamingo.cli.fields import described, keys_of, leaves, required_keys
 from roboflamingo.cli.kinds import of_kind
 from roboflamingo.cli.parts import parts_apart, with_parts
-from roboflamingo.cli.yaml_files import as_yaml, parse_yaml, read_yaml
+from roboflamingo.cli.words import with_switches, with_text_as_text
+from roboflamingo.cli.yaml_files import as_yaml, read_yaml
 
 Config = TypeVar("Config")
 
@@ -108,9 +108,9 @@ def parse_given(
     try:
         config_class = of_kind(config_class, arguments)
         parser.add_class_arguments(config_class)
-        files, words = _files_apart(_with_switches(config_class, arguments), config_class)
+        files, words = _files_apart(with_switches(config_class, arguments), config_class)
         words, parts = parts_apart(config_class, words)
-        words = list(_with_text_as_text(config_class, words))
+        words = list(with_text_as_text(config_class, words))
         typed = _typed(words)
         _let_typed_limits_win(config_class, files, typed)
         texts = [word for content in files.values() for word in ("--config", as_yaml(content))]
@@ -235,45 +235,6 @@ def _apply_preset(parser: ArgumentParser, values: Namespace) -> bool:
     policy = dataclasses.replace(policy, head=policy.head.as_kind(values.get("policy.head.kind")))
     parser.set_defaults(dict(leaves(policy, "policy.")))
     return True
-
-
-def _with_switches(config_class: type, arguments: Sequence[str]) -> list[str]:
-    """The arguments with `true` after a bare `--key` of a yes-or-no field."""
-    switches = {f"--{key}" for key, kind in keys_of(config_class).items() if is_switch(kind)}
-    following = [*arguments, "--"][1:]
-    return [
-        f"{word}=true" if word in switches and after.startswith("-") else word
-        for word, after in zip(arguments, following, strict=True)
-    ]
-
-
-def _with_text_as_text(config_class: type, words: Sequence[str]) -> Iterator[str]:
-    """The words, with the texts inside of typed mappings and lists in quotes.
-
-    Raises:
-        UserError: such a value is no YAML. Names the key.
-    """
-    kinds = {f"--{key}": kind for key, kind in keys_of(config_class).items() if typing.get_origin(kind) in CONTAINERS}
-    before = ""
-    for word in words:
-        option, equals, value = word.partition("=")
-        key = option if equals else before
-        if key in kinds and (equals or not word.startswith("--")):
-            quoted = _quoted(key, value if equals else word, kinds[key])
-            yield f"{option}={quoted}" if equals else quoted
-        else:
-            yield word
-        before = word
-
-
-def _quoted(key: str, text: str, kind: Any) -> str:
-    try:
-        return as_yaml(parse_yaml(text, kind)) if text.lstrip()[:1] in ("{", "[") else text
-    except UserError as error:
-        raise UserError(f"{key.removeprefix('--')} is {text}: {error}") from None
-
-
-CONTAINERS = (dict, list, tuple)
 
 
 def at_home(value: Any) -> Any:
