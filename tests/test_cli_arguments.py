@@ -68,6 +68,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> s
         ("convert", "--checkpoint and --out must be given", "--policy.backbone.preset mpt-1b-dolly"),
         ("report", "folders", ""),
         ("weights", "action", ""),
+        ("data", "action", ""),
     ],
 )
 def test_a_verb_without_arguments_says_what_it_needs(
@@ -79,7 +80,7 @@ def test_a_verb_without_arguments_says_what_it_needs(
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_one_wrong_argument_is_named(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("get", "mpt-1b") if verb == "weights" else ("runs/a",) if verb == "report" else ()
+    words = {"weights": ("get", "mpt-1b"), "report": ("runs/a",), "data": ("inspect", "a")}.get(verb, ())
     assert "--colour" in refused(capsys, verb, *words, "--colour", "red")
 
 
@@ -95,7 +96,9 @@ def sensible(key: str, kind: Any) -> str:
         "policy.backbone.vision.patch_size": "16", "policy.backbone.language.max_tokens": "20",
         "policy.backbone.vision.width": "64", "policy.backbone.language.width": "64", "policy.head.bins": "8",
         "policy.backbone.cross_attention.every": "2", "policy.backbone.language.settings": "{a: 1}",
-        "policy.word_dropout": "0.5", "execute": "1", "data.folders": "{b: 2.0}", "loggers": "[jsonl, wandb]",
+        "policy.word_dropout": "0.5", "execute": "1", "data.folders": "{a: 2.0}", "data.subset": "{a: b.txt}",
+        "data.columns.actions": "{grip: {columns: [6], kind: binary}}", "data.columns.states": "{tool: ['0', '1']}",
+        "loggers": "[jsonl, wandb]",
         "optimizer.scale_with": "none", "settings.episode.max_steps": "20", "max_steps": "20",
     }  # fmt: skip
     if key in special:
@@ -129,6 +132,7 @@ BESIDE = {
     "policy.backbone.checkpoint": {"policy.backbone.weights": "published"},
     **{f"trainable.{key}": {"trainable.everything": "false"}
        for key in ("resampler", "cross_attention", "token_embedding", "vision", "language")},
+    "data.shortest_window": {"policy.window": "4"},
     "settings.scenes": {"settings.episodes": "9"}, "settings.videos": {"settings.chains": "5"},
 }  # fmt: skip
 """What else has to be given for a key to mean anything."""
@@ -356,4 +360,4 @@ def test_a_policy_key_beside_start_from_must_agree(tmp_path: Path, capsys: pytes
     said = refused(capsys, *words, "--policy.window=5")
     assert "policy.window is 5, but training starts from" in said and "where it is 3" in said
     assert "holds no policy" in refused(capsys, *TRAIN, f"--start_from={tmp_path}", code=1)
-    assert "a/training" in refused(capsys, *words, "--policy.window=3", code=1)  # passes, and misses the data
+    assert "a does not exist" in refused(capsys, *words, "--policy.window=3", code=1)  # passes, and misses the data

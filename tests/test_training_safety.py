@@ -80,7 +80,7 @@ def fit_with_a_window_of_nan(config: TrainConfig) -> None:
     training, _ = open_windows(config)
     robot_obs = training.column("robot_obs").copy()
     robot_obs[3] = float("nan")
-    training._maps[0]["robot_obs"] = robot_obs
+    training.folders[0]._maps["robot_obs"] = robot_obs
     policy = RoboFlamingo(config.policy.with_words(training.instructions))
     with pytest.raises(DivergenceError, match=r"mend the data: robot_obs of window [34] \('please open drawer 0'\)"):
         fit(policy, config, (training, None), None, QUIET)

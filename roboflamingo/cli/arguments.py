@@ -250,8 +250,8 @@ def _at_home(values: Namespace, config_class: type) -> Namespace:
         value = values.get(key)
         if isinstance(value, str):
             values[key] = at_home(value)
-        elif isinstance(value, dict) and described(kind) == "a mapping {text: a number}":
-            values[key] = {at_home(str(name)): weight for name, weight in value.items()}
+        elif isinstance(value, dict) and described(kind) in ("a mapping {text: a number}", "a mapping {text: text}"):
+            values[key] = {at_home(str(name)): at_home(held) for name, held in value.items()}
     return values
 
 

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     if words[0] == "pack" and any(word.partition("=")[0] == "--config" for word in words):
         pack_for_training(words[1:])
         return
-    parser = verb_parser(f"data {words[0]}", action.summary, EXAMPLES, action.usage)
+    parser = verb_parser("data", action.summary, EXAMPLES, f"{words[0]} {action.usage}")
     action.options(parser)
     action.run(parse(parser, words[1:]))
 
@@ -231,7 +231,7 @@ def pack_for_training(words: Sequence[str]) -> None:
     from roboflamingo.training.datamodule import open_windows
 
     summary = "Packs what `roboflamingo train` with the same words would pack."
-    config = parse_config(TrainConfig, "data pack", words, summary=summary, examples=EXAMPLES)
+    config = parse_config(TrainConfig, "data", words, summary=summary, examples=EXAMPLES)
     for windows in open_windows(config, Console(stderr=True)):
         for folder in windows.folders if windows is not None else ():
             print(folder.folder)
