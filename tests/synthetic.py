@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 from rich.console import Console
 
+from roboflamingo.data.sources import open_source
 from roboflamingo.data.sources.base import SourceOptions
 from roboflamingo.data.sources.calvin.source import CalvinSource
 from roboflamingo.data.store.packing import pack
@@ -93,5 +94,5 @@ def source_of(split: Path, **options: Any) -> CalvinSource:
 
 def pack_split(split: Path, cache: Path, settings: PackSettings, processes: int = 1, console: Console = QUIET) -> Path:
     """The packed folder of a split."""
-    source = CalvinSource(split.parent, split.name, settings.options)
+    source = open_source(split.parent, split.name, settings.options)
     return pack(source, cache, settings, processes=processes, console=console)

@@ -243,9 +243,9 @@ def test_a_set_tells_its_cameras_states_and_actions(dataset: Path) -> None:
 
 
 def test_a_path_that_is_no_data_set_says_what_is_known(dataset: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is no data set of a known kind \(calvin"):
+    with pytest.raises(UserError, match=r"is no data set of a known kind \(packed, calvin"):
         open_source(dataset / "training" / "lang_annotations")
-    with pytest.raises(UserError, match="there is no kind of data set 'other'; known are calvin"):
+    with pytest.raises(UserError, match="there is no kind of data set 'other'; known are packed, calvin"):
         open_source(dataset, kind="other")
     with pytest.raises(UserError, match="has no split test; it has training, validation"):
         open_source(dataset, "test")

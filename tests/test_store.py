@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,14 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 
 from calvin_eval.system.errors import UserError
+from calvin_eval.system.files import append_line
+from calvin_eval.system.sealing import sealed
 from roboflamingo.data.images import resize_image
 from roboflamingo.data.places import pack_or_find, splits_at
 from roboflamingo.data.samples import sample_table
+from roboflamingo.data.sources import open_source
 from roboflamingo.data.store import building, packing
+from roboflamingo.data.store.arrays import create_arrays
 from roboflamingo.data.store.images import QUALITY, decode, encode
 from roboflamingo.data.store.index import read_index
 from roboflamingo.data.store.packing import pack_all
@@ -154,6 +158,7 @@ def test_a_large_set_is_not_looked_at_file_by_file(
     folder = pack_split(split, tmp_path / "cache", COMPRESSED)
     source = source_of(split)
     monkeypatch.setattr(type(source), "_listing", property(lambda self: pytest.fail("it was listed")))
+    assert source.spec.cameras["rgb_static"] == (40, 40)
     assert building.Packing(source, tmp_path / "cache", COMPRESSED, QUIET).find() == folder
     monkeypatch.undo()
     monkeypatch.setattr(building, "LOOKED_AT", 5)
@@ -213,6 +218,26 @@ def test_a_frame_that_was_mended_is_packed_again(split: Path, tmp_path: Path) ->
     assert PackedFolder(pack_split(split, tmp_path, leave_out)).damaged.tolist() == []
 
 
+def test_a_killed_packing_keeps_what_is_whole_of_its_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = tmp_path / "set" / "training"
+    write_split(split, lengths=[1100])
+    expected = pack_split(split, tmp_path / "fresh", COMPRESSED)
+    packing = building.Packing(source_of(split), tmp_path / "cache", COMPRESSED, QUIET)
+    packing.building.mkdir(parents=True)
+    create_arrays(packing.building, packing.arrays)
+    done = [job.run() for job in packing._jobs(set())]
+    for line in ({"state": packing.state}, *map(asdict, done)):
+        append_line(packing.building / building.DONE, sealed(line))
+    assert [job.first for job in packing._continued() or []] == [0, 1024]
+    shard = packing.building / "images-000001024.bin"
+    shard.write_bytes(shard.read_bytes()[:-3])
+    assert [job.first for job in packing._continued() or []] == [0]
+    folder = pack_split(split, tmp_path / "cache", COMPRESSED)
+    for path in sorted(expected.iterdir()):
+        if path.suffix in (".npy", ".bin") and path.name != "stamps.npy":
+            assert path.read_bytes() == (folder / path.name).read_bytes()
+
+
 # --- data sets that are packed already -------------------------------------------------------------------
 
 
@@ -223,8 +248,15 @@ def test_a_packed_set_is_a_data_set(tmp_path: Path) -> None:
     for folder, (_, split) in zip(made, places, strict=True):
         (tmp_path / "store").mkdir(exist_ok=True)
         folder.rename(tmp_path / "store" / split)
+    made_there = tmp_path / "store" / "training"
     shutil.rmtree(tmp_path / "set")
     assert splits_at(tmp_path / "store") == ("training", "validation")
+    source = open_source(tmp_path / "store")
+    assert (source.kind, len(source), source.spec.cameras["rgb_gripper"]) == ("packed", 33, (24, 24))
+    again = pack_split(tmp_path / "store" / "training", tmp_path / "again", DECODED)
+    for name in ("robot_obs", "actions"):
+        np.testing.assert_array_equal(np.load(again / f"{name}.npy"), np.load(made_there / f"{name}.npy"))
+    assert windows_of(again).tasks == windows_of(made_there).tasks
     (found,) = pack_or_find([(tmp_path / "store", "validation")], None, DECODED, console=QUIET)
     assert windows_of(found, cameras=SIZES).instructions == ("please open drawer 0", "please close drawer 1")
     with pytest.raises(UserError, match=r"has no images of wrist; it has those of rgb_static, rgb_gripper"):

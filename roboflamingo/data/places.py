@@ -11,7 +11,7 @@ from rich.console import Console
 
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.sources import kind_of, open_source
-from roboflamingo.data.sources.base import SPLITS
+from roboflamingo.data.sources.packed import PackedSource
 from roboflamingo.data.store.index import INDEX, read_index
 from roboflamingo.data.store.packing import pack_all, tell_shortcomings
 from roboflamingo.data.store.settings import PackSettings
@@ -24,7 +24,7 @@ def folder_at(text: str | Path) -> Path:
 
 def is_packed(path: Path) -> bool:
     """Whether packed splits lie there, as `roboflamingo data pack` leaves them."""
-    return any((path / split / INDEX).is_file() for split in SPLITS)
+    return PackedSource.recognises(path)
 
 
 def packed_at(path: Path) -> list[Path]:
@@ -39,8 +39,6 @@ def splits_at(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: there is none. Says what is known.
     """
-    if is_packed(path):
-        return tuple(split for split in SPLITS if (path / split / INDEX).is_file())
     return kind_of(path).splits(path)
 
 

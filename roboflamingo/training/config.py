@@ -45,7 +45,8 @@ class DataConfig:
         balance_tasks: draws every task equally often instead of every window.
         out_of_range: what happens to relative actions beyond [-1, 1], which no head can say: error refuses the data
             and names the frame; clip brings them into the range and says how many there were.
-        workers: processes that read ahead; 0 reads between two steps, which takes about a millisecond.
+        workers: processes that read ahead; 0 reads between two steps, which takes about a millisecond where images lie
+            decoded, and some ten where they lie compressed.
         pack_processes: processes that pack; None for one per core.
     """
 

@@ -9,6 +9,7 @@ from roboflamingo.data.errors import DataError
 from roboflamingo.data.sources.base import Source, SourceOptions
 
 KINDS = {
+    "packed": "roboflamingo.data.sources.packed:PackedSource",
     "calvin": "roboflamingo.data.sources.calvin.source:CalvinSource",
     "lerobot": "roboflamingo.data.sources.lerobot:LeRobotSource",
     "robomimic": "roboflamingo.data.sources.robomimic:RobomimicSource",

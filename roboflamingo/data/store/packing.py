@@ -89,9 +89,12 @@ def pack_all(
     tries = {
         kind: [Packing(source, cache, replace(settings, images=kind), console) for source in sources] for kind in kinds
     }
-    found = {kind: [packing.find() for packing in packings] for kind, packings in tries.items()}
-    # where all lie packed, nothing else of the sources is read
-    chosen = next((kind for kind in kinds if all(found[kind])), None) or _chosen(tries, console)
+    found: dict[Images, list[Path | None]] = {}
+    for kind in kinds:  # where all lie packed, nothing else of the sources is read
+        found[kind] = [packing.find() for packing in tries[kind]]
+        if all(found[kind]):
+            break
+    chosen = kind if all(found[kind]) else _chosen(tries, console)
     packings = tries[chosen]
     if not all(found[chosen]):
         _make(packings, found[chosen], cache, processes or cores(), console)

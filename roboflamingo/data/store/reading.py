@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,22 @@ class PackedFolder:
         piece = -(-len(rows) // self.threads)
         parts = self._pool.map(decode, [rows[first : first + piece] for first in range(0, len(rows), piece)])
         return [image for part in parts for image in part]
+
+    @property
+    def held(self) -> RobotSpec:
+        """What of the source's specification was packed; decoded images have the size that they were brought to."""
+        sizes = {name: size for name, size in self.spec.cameras.items() if name in self._shots}
+        sizes |= {name: (shape[1], shape[2]) for name, (shape, _) in self._arrays.items() if len(shape) == 4}
+        return replace(
+            self.spec,
+            cameras={name: sizes[name] for name in self.spec.cameras if name in sizes},
+            state={name: size for name, size in self.spec.state.items() if name in self._arrays},
+            privileged={name: size for name, size in self.spec.privileged.items() if name in self._arrays},
+        )
+
+    def digests(self, rows: np.ndarray) -> np.ndarray:
+        """(n, 16) uint8, what tells the content of each row's source."""
+        return self._maps["digests"][rows]
 
     def column(self, name: str) -> np.ndarray:
         """One array of numbers whole, (N, n)."""

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -142,16 +143,22 @@ class CalvinSource(Source):
 
     @cached_property
     def spec(self) -> RobotSpec:
-        """See `Source`. A frame that is missing or damaged is passed over for the next."""
-        gone = set(self.missing.tolist())
-        rows = [row for row in range(min(len(self), TRIED + len(gone))) if row not in gone][:TRIED]
-        for row in rows:
+        """See `Source`. A damaged frame is passed over for the next. The folder is not listed whole."""
+        names = self._first_names()
+        for name in names:
             try:
-                return spec_of(self.folder / self.file_name(row), self.options.actions)
+                return spec_of(self.folder / name, self.options.actions)
             except DataError:
-                if row == rows[-1]:
+                if name == names[-1]:
                     raise
-        raise DataError(f"{self.folder}: all frames are missing")
+        raise DataError(f"{self.folder} holds no frames; CALVIN's are episode_0000000.npz and so on")
+
+    def _first_names(self) -> list[str]:
+        """Names of some frames' files: those that the folder gives first, by name."""
+        with os.scandir(self.folder) as entries:
+            found = (entry.name for entry in entries if FRAME.fullmatch(entry.name) and not entry.name.startswith("."))
+            names = sorted(islice(found, TRIED))
+        return [name for name in names if name.startswith("episode_")] or names
 
     def stamps(self, rows: np.ndarray) -> np.ndarray:
         """See `Source`."""
