@@ -130,6 +130,18 @@ def test_odd_sizes_keep_their_colours(tmp_path: Path) -> None:
     assert np.abs(read[0].arrays["wrist"].astype(int) - (200, 10, 90)).max() <= 3
 
 
+def test_whole_colours_are_nearer_and_said(tmp_path: Path) -> None:
+    gaps = []
+    for pix_fmt in ("yuv420p", "yuv444p"):
+        robot = write_robot(tmp_path / pix_fmt, Robot(lengths=(4,)), validation=0, pix_fmt=pix_fmt, quality=4)
+        info = json.loads((tmp_path / pix_fmt / "meta/info.json").read_text())
+        assert info["features"]["observation.images.front"]["info"]["video.pix_fmt"] == pix_fmt
+        read = frames(tmp_path / pix_fmt, "training")
+        wanted = [robot.frame(0, step)["observation.images.front"] for step in range(4)]
+        gaps.append(np.mean([np.abs(f.arrays["front"].astype(int) - w) for f, w in zip(read, wanted, strict=True)]))
+    assert gaps[1] < gaps[0] / 2
+
+
 class StoppedError(Exception):
     pass
 

@@ -28,6 +28,10 @@ def convert_options(parser: ArgumentParser) -> None:
         "--quality", type=int, default=default.quality, help="lerobot: of videos, from 0 (best) to 51 (smallest)"
     )
     parser.add_argument(
+        "--pix_fmt", choices=["yuv420p", "yuv444p"], default=default.pix_fmt,
+        help="lerobot: of videos: 420 has colours at half the resolution and plays everywhere, 444 has them whole",
+    )  # fmt: skip
+    parser.add_argument(
         "--key_frame_every", type=int, default=default.key_frame_every,
         help="lerobot: frames; reading a video at random begins at a key frame",
     )  # fmt: skip

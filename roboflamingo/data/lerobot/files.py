@@ -32,6 +32,8 @@ class WriteSettings:
     Attributes:
         images: video: H.264, small and lossy. png: in the tables, larger by far and exact.
         quality: of videos: the constant rate factor, from 0 (best) to 51.
+        pix_fmt: of videos: yuv420p has colours at half the resolution and plays everywhere; yuv444p has them whole,
+            which `lerobot` reads and some players do not.
         key_frame_every: frames from one key frame of a video to the next; reading at random begins at one.
         numbers: float32, which LeRobot's policies take; recorded: as they were recorded, often float64.
         frames_per_file: at which a file ends with the episode that passes it; 0 for some 100 MB.
@@ -39,6 +41,7 @@ class WriteSettings:
 
     images: Literal["video", "png"] = "video"
     quality: int = 18
+    pix_fmt: Literal["yuv420p", "yuv444p"] = "yuv420p"
     key_frame_every: int = 2
     numbers: Literal["float32", "recorded"] = "float32"
     frames_per_file: int = 0
@@ -196,8 +199,8 @@ class FileJob:
         return stacked, {key: statistics.of_images(images) for key, images in seen.items()}
 
     def _writer(self, path: Path, image: np.ndarray) -> VideoWriter:
-        size = (image.shape[0], image.shape[1])
-        return VideoWriter(path, self.recording.fps, size, self.settings.quality, self.settings.key_frame_every)
+        size, told = (image.shape[0], image.shape[1]), self.settings
+        return VideoWriter(path, self.recording.fps, size, told.quality, told.key_frame_every, told.pix_fmt)
 
     def _numbering(self, number: int, start: int, length: int) -> dict[str, np.ndarray]:
         """The columns of every data set."""

@@ -86,6 +86,11 @@ def video_size(path: Path) -> tuple[int, int]:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
+def pixel_format(size: tuple[int, int], wanted: str) -> str:
+    """How colours are kept: `yuv420p` at half the resolution, `yuv444p` whole, as images of odd sides need it."""
+    return wanted if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
+
+
 class VideoWriter:
     """Writes frames one after another into an mp4 file (H.264).
 
@@ -93,14 +98,14 @@ class VideoWriter:
         path: of the file.
         fps: frames a second.
         size: height and width of the frames (pixels).
-        quality: constant rate factor: 0 keeps all that 4:2:0 colours can; 18 is hard to tell from the original.
+        quality: constant rate factor: 0 (best) to 51.
         key_frame_every: frames; reading at random begins at a key frame.
-
-    Frames whose sides are even have their colours at half the resolution (4:2:0), which every decoder reads; others
-    keep them whole.
+        pix_fmt: see `pixel_format`.
     """
 
-    def __init__(self, path: Path, fps: float, size: tuple[int, int], quality: int, key_frame_every: int) -> None:
+    def __init__(
+        self, path: Path, fps: float, size: tuple[int, int], quality: int, key_frame_every: int, pix_fmt: str
+    ) -> None:
         av = need("av")
         self._av = av
         self._container: Any = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
@@ -110,7 +115,7 @@ class VideoWriter:
         self._stream = self._container.add_stream("libx264", rate, options=options)
         self._stream.codec_context.time_base = self._tick
         self._stream.height, self._stream.width = size
-        self._stream.pix_fmt = "yuv420p" if size[0] % 2 == size[1] % 2 == 0 else "yuv444p"
+        self._stream.pix_fmt = pixel_format(size, pix_fmt)
         self._stream.codec_context.thread_count = 1  # the bits then do not depend on the machine
         self._frames = 0
 

@@ -33,6 +33,7 @@ from roboflamingo.data.lerobot.layout import (
 )
 from roboflamingo.data.lerobot.making import PROGRESS, SET, making
 from roboflamingo.data.lerobot.statistics import merge
+from roboflamingo.data.lerobot.video import pixel_format
 
 FILE_BYTES = 100e6
 PNG_SHARE, VIDEO_SHARE = 0.7, 0.03
@@ -86,7 +87,7 @@ def write_dataset(
             done[finished["file"]] = finished
             written += finished["frames"]
             on_progress(written, total)
-        _describe(work / SET, recording, done, splits, robot)
+        _describe(work / SET, recording, done, splits, robot, settings)
         for name, value in (notes or {}).items():
             write_json(work / SET / "meta" / name, value)
 
@@ -142,11 +143,12 @@ def _describe(
     done: Mapping[int, Mapping[str, Any]],
     splits: Mapping[str, tuple[int, int]],
     robot: str,
+    settings: WriteSettings,
 ) -> None:
     """Writes what `meta` holds besides the tables of the episodes."""
     texts = _texts(recording)
     features = {**recording.features, **INDEX_FEATURES}
-    features = {key: _with_video_info(feature, recording.fps) for key, feature in features.items()}
+    features = {key: _with_video_info(feature, recording.fps, settings.pix_fmt) for key, feature in features.items()}
     info = Info(
         folder,
         recording.fps,
@@ -167,17 +169,16 @@ def _describe(
     write_atomic(folder / TASKS, lambda file: need("pyarrow.parquet").write_table(tasks_table(texts), file))
 
 
-def _with_video_info(feature: Mapping[str, Any], fps: float) -> dict[str, Any]:
+def _with_video_info(feature: Mapping[str, Any], fps: float, pix_fmt: str) -> dict[str, Any]:
     """A feature with what `lerobot` notes of its videos."""
     if feature["dtype"] != "video":
         return dict(feature)
     height, width, _ = feature["shape"]
-    even = height % 2 == width % 2 == 0
     notes = {
         "video.height": height,
         "video.width": width,
         "video.codec": "h264",
-        "video.pix_fmt": "yuv420p" if even else "yuv444p",
+        "video.pix_fmt": pixel_format((height, width), pix_fmt),
         "video.fps": int(fps) if fps == int(fps) else fps,
         "video.channels": 3,
         "is_depth_map": False,
