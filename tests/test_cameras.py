@@ -51,6 +51,37 @@ def made(config: PolicyConfig, seed: int = 0) -> RoboFlamingo:
     return RoboFlamingo(config).eval()
 
 
+BEFORE = {
+    ("post", True): (2.53230667, 0.914889, 196.234619),
+    ("post", False): (2.51480532, 0.893427, 191.817184),
+    ("pre", True): (2.56060648, 0.672625, 191.862839),
+    ("pre", False): (2.56060648, 0.672625, 191.862839),
+    ("two_way", True): (2.60284281, 0.956318, 223.801193),
+    ("two_way", False): (2.50202179, 0.857826, 234.467270),
+    ("vit_concat", True): (2.48719311, 0.924795, 77.380569),
+    ("vit_concat", False): (2.47225642, 0.911607, 75.907890),
+    ("first_only", True): (2.56190443, 0.671447, 191.665100),
+    ("first_only", False): (2.56190443, 0.671447, 191.665100),
+}
+"""Of a small policy in training, with fusion and separate resamplers: loss, norm of its gradient and sum of its
+features in evaluation, as they were when two cameras were all that there could be."""
+
+
+@pytest.mark.parametrize(("fusion", "separate"), BEFORE)
+def test_calvins_two_cameras_give_what_they_gave_before_there_were_others(fusion: str, separate: bool) -> None:
+    config = small_config(word_dropout=0.3)
+    resampler = replace(config.backbone.resampler, separate=separate)
+    config = replace(config, backbone=replace(config.backbone, fusion=fusion, resampler=resampler))
+    policy, batch = made(config, seed=3), a_batch(config, seed=1)
+    torch.manual_seed(5)  # shifts and words that are left out
+    loss = policy.train().loss(batch)["loss"]
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), float("inf"))
+    with torch.no_grad():
+        features = policy.eval().features(batch).sum()
+    assert (loss.item(), norm.item(), features.item()) == pytest.approx(BEFORE[fusion, separate], rel=2e-5)
+
+
 @pytest.mark.parametrize("separate", [True, False])
 @pytest.mark.parametrize("cameras", [1, 2, 3])
 @pytest.mark.parametrize("fusion", ["post", "pre", "two_way", "vit_concat", "first_only"])

@@ -12,18 +12,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from cloning import Pixels
 from rich.console import Console
 
 from calvin_eval.calvin import calvin_observation
 from calvin_eval.system.errors import UserError
 from policies import a_batch, small_config
+from published import publish
 from roboflamingo.backbone.adapters import LoRAConfig
 from roboflamingo.backbone.encoders import VISION, VisionConfig, register_vision
 from roboflamingo.policy.control import PolicyController
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.train import train
 from roboflamingo.weights.checkpoint import load_policy
+from roboflamingo.weights.making import make_policy
 from runs import tiny_policy, tiny_run
 from synthetic import write_dataset
 
@@ -65,6 +68,17 @@ def test_images_of_any_size_are_the_encoder_s_own_business(pixels: VisionConfig)
 def test_low_rank_updates_go_into_another_encoder_as_well(pixels: VisionConfig) -> None:
     config = with_vision(small_config(), pixels, lora=LoRAConfig(vision=2))
     assert any("vision_encoder.project.lora_" in name for name, _ in RoboFlamingo(config).named_parameters())
+
+
+def test_a_published_language_model_is_read_beside_another_encoder(tmp_path: Path, pixels: VisionConfig) -> None:
+    published = publish(tmp_path, "mpt")
+    config = with_vision(published.config(), replace(pixels, width=32))
+    policy, usual = make_policy(config), make_policy(published.config())
+    assert isinstance(policy.backbone.vision_encoder, Pixels)
+    for name, parameter in policy.backbone.named_parameters():
+        if not name.startswith("vision_encoder.") and "wte" not in name:
+            assert torch.equal(parameter, usual.backbone.get_parameter(name)), name
+    policy.loss(a_batch(policy.config))["loss"].backward()
 
 
 def test_a_vision_encoder_that_is_none_is_named() -> None:
