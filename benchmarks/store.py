@@ -270,6 +270,7 @@ def simulate(folder: Path, packed: Path, rows: int) -> Path:
 def start(folder: Path) -> None:
     """What a training process does first, in a process of its own; prints time and memory."""
     begin = time.perf_counter()
+    assert set(SIZES) <= open_source(folder).spec.cameras.keys()
     found = pack_or_find([(folder, "training")], None, SETTINGS, "compressed", console=QUIET)
     from roboflamingo.data.sampling import BatchNumbers, WindowStream
 

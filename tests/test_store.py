@@ -10,8 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 from rich.console import Console
+from torch.utils.data import DataLoader
 
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import append_line
@@ -24,9 +28,10 @@ from roboflamingo.data.store import building, packing
 from roboflamingo.data.store.arrays import create_arrays
 from roboflamingo.data.store.images import QUALITY, decode, encode
 from roboflamingo.data.store.index import read_index
+from roboflamingo.data.store.making import runs_of
 from roboflamingo.data.store.packing import pack_all
 from roboflamingo.data.store.reading import PackedFolder
-from roboflamingo.data.windows import Windows
+from roboflamingo.data.windows import Windows, to_tensors
 from synthetic import QUIET, pack_split, source_of, view, write_dataset, write_frame, write_split
 
 SIZES = {"rgb_static": 20, "rgb_gripper": 12}
@@ -134,6 +139,15 @@ def test_a_packed_folder_travels_and_stands_alone(split: Path, tmp_path: Path) -
     for copy in (windows, pickle.loads(pickle.dumps(windows))):
         after = copy.__getitems__(range(11))
         assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_processes_that_read_ahead_give_the_same_batches(split: Path, tmp_path: Path) -> None:
+    windows = windows_of(pack_split(split, tmp_path, COMPRESSED), cameras=SIZES)
+    batches = [[4, 5, 6, 7, 8, 9, 10, 0, 1], [3, 2]]
+    loader: DataLoader[object] = DataLoader(windows, batch_sampler=batches, collate_fn=to_tensors, num_workers=1)  # type: ignore[arg-type]
+    for numbers, batch in zip(batches, loader, strict=True):
+        for name, value in to_tensors(windows.__getitems__(numbers)).items():
+            assert batch[name] == value if name == "instruction" else torch.equal(batch[name], value)  # type: ignore[index]
 
 
 def test_packing_chooses_by_size_and_says_so(split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +292,26 @@ def test_play_windows_are_those_of_all_frames_of_every_episode(split: Path, tmp_
     with np.load(split / "episode_0000107.npz") as file:
         np.testing.assert_array_equal(batch["robot_obs"][7, 1], file["robot_obs"].astype(np.float32))
     assert batch["frame_mask"][7].tolist() == [False, True]
+
+
+@given(st.sets(st.integers(0, 30), min_size=1), st.lists(st.integers(1, 8), min_size=1, max_size=5), st.integers(0, 3))
+def test_runs_are_rows_of_one_episode_without_a_gap(packed: set[int], lengths: list[int], gap: int) -> None:
+    rows, stop, episodes = np.array(sorted(packed)), 0, []
+    for length in lengths:
+        episodes.append((stop + gap, stop + gap + length))
+        stop += gap + length
+    runs = runs_of(rows, np.array(episodes)).tolist()
+    owner = {row: number for number, (first, last) in enumerate(episodes) for row in range(first, last)}
+    expected: list[list[int]] = []
+    for place, row in enumerate(rows.tolist()):
+        if row not in owner:
+            continue
+        follows = expected and expected[-1][1] == place and rows[place - 1] == row - 1 and owner[row - 1] == owner[row]
+        if follows:
+            expected[-1][1] = place + 1
+        else:
+            expected.append([place, place + 1])
+    assert runs == expected
 
 
 def test_play_needs_no_annotations(split: Path, tmp_path: Path) -> None:

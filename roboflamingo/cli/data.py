@@ -12,6 +12,7 @@ from rich.console import Console
 from calvin_eval.system.errors import UserError
 from roboflamingo.cli.arguments import parse, parse_config, verb_parser
 from roboflamingo.cli.data_convert import USAGE, convert, convert_options
+from roboflamingo.cli.data_wordings import wordings, wordings_options
 from roboflamingo.data.sources.base import Source
 
 EXAMPLES = """
@@ -178,7 +179,7 @@ def _verify_frames(options: Namespace, console: Console) -> int:
     count = 0
     for source in _sources(options):
         if source.annotated:
-            assert source.samples is not None  # read, so that damage there is told
+            len(source.samples)  # read, so that damage there is told
         before = count
         with bar_when_slow(f"reading {source.title}", len(source), console) as advance:
             for looked in read_rows(source, np.arange(len(source)), _processes(options), advance):
@@ -237,40 +238,6 @@ def pack_for_training(words: Sequence[str]) -> None:
             print(folder.folder)
 
 
-# --- wordings ------------------------------------------------------------------------------------
-
-
-def _wordings_options(parser: ArgumentParser) -> None:
-    parser.add_argument("path", type=str, help="the reference's list of five sentences for every official chain")
-    parser.add_argument("--out", type=str, required=True, help="a file for data.wordings")
-
-
-def wordings(options: Namespace) -> None:
-    """Turns sentences for the official chains into sentences by task.
-
-    Raises:
-        UserError: the file is no such list.
-    """
-    import yaml
-
-    from calvin_eval.benchmark.chains import chains as official_chains
-    from calvin_eval.system.files import read_json, write_text
-
-    path, chains = Path(options.path), official_chains()
-    held = read_json(path, "five sentences for every chain")
-    if not isinstance(held, list) or len(held) > len(chains):
-        raise UserError(f"{path} must hold a list of at most {len(chains)} lists of five sentences, one for each chain")
-    found: dict[str, dict[str, None]] = {}
-    for number, (said, chain) in enumerate(zip(held, chains, strict=False)):
-        if not isinstance(said, list) or len(said) != len(chain.tasks) or not all(isinstance(s, str) for s in said):
-            raise UserError(f"{path}: chain {number} needs {len(chain.tasks)} sentences, not {said!r:.80}")
-        for task, sentence in zip(chain.tasks, said, strict=True):
-            found.setdefault(task, {})[sentence.strip()] = None
-    by_task = {task: list(sentences) for task, sentences in sorted(found.items())}
-    write_text(Path(options.out), yaml.safe_dump(by_task, allow_unicode=True))
-    print(f"{options.out}: {sum(map(len, by_task.values()))} sentences for {len(by_task)} tasks")
-
-
 # --- shared --------------------------------------------------------------------------------------
 
 
@@ -297,6 +264,6 @@ ACTIONS = {
     "verify": Action("Reads every frame and names what is damaged.", "PATH", _reading, verify),
     "pack": Action("Makes the packed copy ahead of training.", "PATH --out FOLDER", _pack_options, pack),
     "convert": Action("Writes a data set as one of another kind.", USAGE, convert_options, convert),
-    "wordings": Action("Makes a file for data.wordings.", "FILE --out FILE", _wordings_options, wordings),
+    "wordings": Action("Makes a file for data.wordings.", "FILE --out FILE", wordings_options, wordings),
 }
 """A further action is one line."""

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from calvin_eval.system.errors import UserError
-from calvin_eval.system.files import append_line, read_lines, replace_folder, write_atomic
+from calvin_eval.system.files import append_line, read_lines, replace_folder
 from calvin_eval.system.machine import cores
 from calvin_eval.system.processes import run_jobs
 from calvin_eval.system.sealing import opened, sealed
@@ -46,6 +46,7 @@ from roboflamingo.data.store.jobs import Filled, FillJob
 from roboflamingo.data.store.making import index_of, key_of, rows_of
 from roboflamingo.data.store.settings import PackSettings
 from roboflamingo.data.store.showing import bar_when_slow
+from roboflamingo.data.store.stamps import identity, read_stamps, write_stamps
 from roboflamingo.data.store.verifying import damaged_shards, shard_problem
 
 DONE, STAMPS, LOOKED = "done.jsonl", "stamps.npy", "looked.json"
@@ -113,7 +114,7 @@ class Packing:
 
     def find(self) -> Path | None:
         """A complete packed folder of this split's content, this split's own first; None where there is none."""
-        self._seen = _identity(self.target / INDEX)
+        self._seen = identity(self.target / INDEX)
         others = sorted(path.parent for path in self.cache.glob(f"*/{INDEX}"))
         for folder in dict.fromkeys([self.target, *others]):
             index = read_sealed(folder / INDEX)
@@ -158,7 +159,7 @@ class Packing:
             return None
         if index["frames"] != len(self.rows):
             return f"the number of frames ({index['frames']}, now {len(self.rows)})"
-        stamps = _read_stamps(folder / STAMPS, self.stamps.shape)
+        stamps = read_stamps(folder / STAMPS, self.stamps.shape)
         suspects = np.flatnonzero((stamps != self.stamps).any(axis=1))
         if len(suspects):
             resized = stamps[suspects, 0] != self.stamps[suspects, 0]
@@ -168,7 +169,7 @@ class Packing:
                 return changed
         with suppress(OSError):  # a read-only cache compares them again the next time
             if len(suspects):
-                _write_stamps(folder / STAMPS, self.stamps)
+                write_stamps(folder / STAMPS, self.stamps)
             if large:
                 write_sealed(folder / LOOKED, {"stamp": self.source.stamp()})
         return None
@@ -217,7 +218,7 @@ class Packing:
 
     def make(self, processes: int) -> None:
         """Packs, unless another process has done so while this one waited for the lock."""
-        if _identity(self.target / INDEX) != self._seen and self.find() == self.target:
+        if identity(self.target / INDEX) != self._seen and self.find() == self.target:
             return
         filled = self._continued()
         if filled is None:
@@ -227,7 +228,7 @@ class Packing:
             append_line(self.building / DONE, sealed({"state": self.state}))
             filled = []
         self._fill(filled, processes)
-        _write_stamps(self.building / STAMPS, self.stamps)
+        write_stamps(self.building / STAMPS, self.stamps)
         if len(self.rows) > LOOKED_AT:
             write_sealed(self.building / LOOKED, {"stamp": self.source.stamp()})
         note_verified(self.building, self.arrays)
@@ -288,25 +289,3 @@ class Packing:
                 filled.append(result)
                 append_line(self.building / DONE, sealed(asdict(result)))
                 bar.advance(task, result.rows)
-
-
-def _identity(path: Path) -> tuple[int, ...] | None:
-    """What changes when a file is replaced, be it by one of the same content; None where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _read_stamps(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """The stamps of a packed folder; -2 where the file is damaged, so that every frame is compared."""
-    try:
-        stamps = np.load(path, allow_pickle=False)
-    except Exception:  # damage makes numpy raise almost anything
-        return np.full(shape, -2)
-    return stamps if stamps.shape == shape and stamps.dtype == np.int64 else np.full(shape, -2)
-
-
-def _write_stamps(path: Path, stamps: np.ndarray) -> None:
-    write_atomic(path, lambda file: np.save(file, stamps))

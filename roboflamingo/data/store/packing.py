@@ -42,7 +42,7 @@ from roboflamingo.data.store.building import DONE, Packing
 from roboflamingo.data.store.index import INDEX, read_sealed
 from roboflamingo.data.store.settings import Images, PackSettings
 
-DECODED_LIMIT = 32 << 30
+DECODED_LIMIT = 32_000_000_000
 """Bytes up to which packing decodes images where nothing else is asked for: all splits of a call together."""
 
 
