@@ -6,6 +6,7 @@ docs/any_robot.md says the same in words; the configuration is the one that ship
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,22 @@ def test_a_policy_trains_validates_and_acts(dataset: Path, tmp_path: Path, prese
         actions, (memory,) = policy.act([observed(step)], [memory])
         check_returned(actions, [memory], 1, policy.spec.actions)
         assert set(np.unique(actions[..., 7])) <= {-1.0, 1.0}
+
+
+def test_what_the_policy_lacks_is_named_before_anything_is_packed(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, message in (
+        (["--policy.cameras={top: {size: 24}}"], "the policy looks through top, and .*my_robot has front, wrist"),
+        (["--policy.vectors=[force]"], "policy.vectors names force, and .*my_robot has state"),
+        (["--policy.robot_obs=pose"], "robot_obs"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            train(dataset, tmp_path, *words, *TINY)
+        assert stopped.value.code == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert re.search(message, said), said
+        assert not (tmp_path / "packed").exists()
 
 
 def test_a_policy_of_one_robot_is_refused_by_another(dataset: Path, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_files_that_lead_to_other_files_are_not_followed(robomimic: Path, tmp_pa
 # --- the reference's real-robot data ---------------------------------------------------------------
 
 
-def write_real_robot(folder: Path, lengths: tuple[int, ...] = (8, 6)) -> Path:
+def write_real_robot(folder: Path, lengths: tuple[int, ...] = (8, 6), size: tuple[int, int] = (720, 1280)) -> Path:
     """Trajectories of random poses, of which the first closes the gripper and the second opens it."""
     random = np.random.default_rng(0)
     split = folder / "train"
@@ -207,7 +207,7 @@ def write_real_robot(folder: Path, lengths: tuple[int, ...] = (8, 6)) -> Path:
         file["robot_status/robot_status_0"] = status
         file["vive_control/vive_control_0"] = control
         file["rgb/rgb_0"] = random.integers(0, 256, (rows, 6, 8, 3), np.uint8)
-        file.create_dataset("rgb/rgb_1", data=random.integers(0, 256, (rows, 720, 1280, 3), np.uint8), chunks=True)
+        file.create_dataset("rgb/rgb_1", data=random.integers(0, 256, (rows, *size, 3), np.uint8), chunks=True)
     (split / "meta.json").write_text(json.dumps(meta))
     return folder
 

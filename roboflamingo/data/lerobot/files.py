@@ -136,7 +136,7 @@ class FileJob:
         rows, found, start = [], [], 0
         with ExitStack() as stack:
             with naming(data):
-                table = stack.enter_context(parquet.ParquetWriter(data, _schema(features), compression="snappy"))
+                table = stack.enter_context(parquet.ParquetWriter(data, _schema(features), write_page_checksum=True))
             writers: dict[str, VideoWriter] = {}
             for number in range(len(self.recording.episodes)):
                 columns, images = self._read(number, paths, writers)
@@ -155,7 +155,7 @@ class FileJob:
         episodes = _part(self.folder / EPISODES.format(**self.place))
         arrow = need("pyarrow")
         with naming(episodes):
-            parquet.write_table(arrow.Table.from_pylist(rows), episodes)
+            parquet.write_table(arrow.Table.from_pylist(rows), episodes, write_page_checksum=True)
         for path in (data, *paths.values(), episodes):
             _settle(path)
         together = {key: statistics.merge([each[key] for each in found]) for key in found[0]}

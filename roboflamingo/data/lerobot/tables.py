@@ -61,12 +61,11 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
     Raises:
         DataError: it is missing or damaged, or lacks a column. Names file and column.
     """
-    parquet = need("pyarrow.parquet")
     file = open_parquet(path)
     if columns is not None:
         check_columns(path, file.schema_arrow.names, columns)
     try:
-        return parquet.read_table(path, columns=columns, partitioning=None)
+        return file.read(columns=columns)
     except Exception as error:  # damage makes pyarrow raise almost anything
         raise DataError(f"{path} cannot be read: {error}") from error
 
@@ -79,7 +78,7 @@ def open_parquet(path: Path) -> Any:
     """
     parquet = need("pyarrow.parquet")
     try:
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(path, page_checksum_verification=True)  # of pages that have one
     except FileNotFoundError:
         raise DataError(f"{path} is missing") from None
     except Exception as error:  # damage makes pyarrow raise almost anything

@@ -54,9 +54,9 @@ def read_frames(path: Path, times: Sequence[float], fps: float) -> Iterator[np.n
                     wanted += 1
                     if wanted == len(times):
                         return
-    except (OSError, ValueError) as error:  # PyAV's errors are both
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # damage makes PyAV raise almost anything
         raise DataError(f"{path} cannot be read at {times[wanted]:.4f} s: {error}") from error
     raise DataError(
         f"{path} has no frame at {times[wanted]:.4f} s: {wanted} of the {len(times)} frames from {times[0]:.4f} s on "
@@ -82,7 +82,7 @@ def video_size(path: Path) -> tuple[int, int]:
         with av.open(str(path)) as container:
             context = container.streams.video[0].codec_context
             return int(context.height), int(context.width)
-    except (OSError, ValueError, IndexError) as error:
+    except Exception as error:  # damage makes PyAV raise almost anything
         raise DataError(f"{path} cannot be read: {error}") from error
 
 

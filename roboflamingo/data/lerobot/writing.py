@@ -166,7 +166,8 @@ def _describe(
     write_json(folder / STATS, statistics.plain({key: merge(each) for key, each in parts.items()}))
     checksums = {path: digest for number in sorted(done) for path, digest in done[number]["checksums"].items()}
     write_json(folder / CHECKSUMS, checksums)
-    write_atomic(folder / TASKS, lambda file: need("pyarrow.parquet").write_table(tasks_table(texts), file))
+    write, table = need("pyarrow.parquet").write_table, tasks_table(texts)
+    write_atomic(folder / TASKS, lambda file: write(table, file, write_page_checksum=True))
 
 
 def _with_video_info(feature: Mapping[str, Any], fps: float, pix_fmt: str) -> dict[str, Any]:
