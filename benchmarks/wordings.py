@@ -3,7 +3,7 @@
     python benchmarks/wordings.py runs/demo/train1/policy --data runs/demo/data/round1/task_D_D
 
 For every task, held-out frames are shown with each sentence of the training, validation and enriched splits, and the
-predicted chunk is compared with what the demonstrator did. A sentence counts as misread where the error is 1.4 times
+predicted chunk is compared with what the scripted expert did. A sentence counts as misread where the error is 1.4 times
 that of the task's training sentences or more. The last line is one line of JSON.
 """
 

@@ -2,7 +2,7 @@
 
     python benchmarks/world.py [--steps 600] [--rounds 7] [--resets 10000]
 
-All figures come from one run on one core; the last line is one line of JSON. Steps are a demonstrator's, so the arm
+All figures come from one run on one core; the last line is one line of JSON. Steps are a scripted expert's, so the arm
 moves, touches and carries. Renderers take turns, and the median of their rounds is given, and of the ratio in each
 round: what else the machine does for a moment weighs on none of them. TinyRenderer is pybullet's software renderer,
 with which CALVIN's own environment draws where it has no GPU; here it draws our table, in CALVIN's sizes of 200 x 200
@@ -31,7 +31,7 @@ WARM_UP = 20
 
 
 def recorded_actions(steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """A start (24,) and a demonstrator's actions (steps, 7) from it."""
+    """A start (24,) and a scripted expert's actions (steps, 7) from it."""
     from calvin_eval.demonstrations.experts import demonstrate
 
     scene_obs, _ = start_for("lift_red_block_table", "D", np.random.default_rng(0))
