@@ -36,7 +36,7 @@ class WriteSettings:
             which `lerobot` reads and some players do not.
         key_frame_every: frames from one key frame of a video to the next; reading at random begins at one.
         numbers: float32, which LeRobot's policies take; recorded: as they were recorded, often float64.
-        frames_per_file: at which a file ends with the episode that passes it; 0 for some 100 MB.
+        frames_per_file: at which a file ends with the episode that passes it; 0 for 5,000, or fewer of some 100 MB.
     """
 
     images: Literal["video", "png"] = "video"

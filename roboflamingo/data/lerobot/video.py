@@ -94,6 +94,8 @@ def pixel_format(size: tuple[int, int], wanted: str) -> str:
 class VideoWriter:
     """Writes frames one after another into an mp4 file (H.264).
 
+    The same frames are not always the same bits: even with one thread, x264 sometimes decides otherwise.
+
     Args:
         path: of the file.
         fps: frames a second.
@@ -109,14 +111,15 @@ class VideoWriter:
         av = need("av")
         self._av = av
         self._container: Any = av.open(str(path), "w", format="mp4", options={"movflags": "faststart"})
-        options = {"crf": str(quality), "g": str(key_frame_every), "preset": "medium"}
+        # without B-frames the frames stand in the file in the order in which they are shown, which every reader takes
+        options = {"crf": str(quality), "g": str(key_frame_every), "preset": "medium", "bf": "0"}
         rate = Fraction(fps).limit_denominator(1001)
         self._tick = 1 / rate
         self._stream = self._container.add_stream("libx264", rate, options=options)
         self._stream.codec_context.time_base = self._tick
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = pixel_format(size, pix_fmt)
-        self._stream.codec_context.thread_count = 1  # the bits then do not depend on the machine
+        self._stream.codec_context.thread_count = 1  # each process writes videos of its own
         self._frames = 0
 
     def add(self, image: np.ndarray, *, key: bool = False) -> None:

@@ -35,7 +35,8 @@ from roboflamingo.data.lerobot.making import PROGRESS, SET, making
 from roboflamingo.data.lerobot.statistics import merge
 from roboflamingo.data.lerobot.video import pixel_format
 
-FILE_BYTES = 100e6
+FILE_BYTES, FILE_FRAMES = 100e6, 5000
+"""What is in a file at most, about. A process writes a file at a time, and a kill loses what it has of it."""
 PNG_SHARE, VIDEO_SHARE = 0.7, 0.03
 """Bytes that a pixel's three take as PNG and in a video, about; only the sizes of files follow from them."""
 
@@ -123,12 +124,12 @@ def _jobs(
 
 
 def _frames_per_file(recording: Recording) -> int:
-    """How many frames make a file of some `FILE_BYTES`."""
+    """How many frames a file takes."""
     size = 1.0
     for feature in recording.features.values():
         values = float(np.prod(feature["shape"]))
         size += values * {"video": VIDEO_SHARE, "image": PNG_SHARE}.get(feature["dtype"], 8)
-    return max(1, int(FILE_BYTES / size))
+    return max(1, min(int(FILE_BYTES / size), FILE_FRAMES))
 
 
 def _done(work: Path) -> dict[int, dict[str, Any]]:
