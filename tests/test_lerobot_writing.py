@@ -188,7 +188,7 @@ def test_what_a_stopped_run_has_finished_is_kept_and_nothing_appears_before_the_
     for first, second in zip(frames(folder, "training"), frames(once, "training"), strict=True):
         for name in NAMES:
             gap = np.abs(first.arrays[name].astype(float) - second.arrays[name])
-            assert gap.mean() < 1 if name in ("front", "wrist") else not gap.any(), name
+            assert gap.mean() < 6 if name in ("front", "wrist") else not gap.any(), name
 
 
 def test_of_another_recording_nothing_is_kept(tmp_path: Path) -> None:
