@@ -94,8 +94,8 @@ def pixel_format(size: tuple[int, int], wanted: str) -> str:
 class VideoWriter:
     """Writes frames one after another into an mp4 file (H.264).
 
-    The same frames are not always the same bits: even with one thread, x264 now and then encodes a block in another way,
-    as well as before.
+    The same frames are not always the same bits: even with one thread, x264 now and then encodes a block in another
+    way that looks no worse.
 
     Args:
         path: of the file.

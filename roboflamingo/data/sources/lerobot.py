@@ -24,13 +24,13 @@ from roboflamingo.data.lerobot.tables import Episode, RowReader, numbers, read_e
 from roboflamingo.data.lerobot.video import video_size
 from roboflamingo.data.sources.base import Reader, Sample, Source, SourceOptions
 from roboflamingo.data.sources.columns import Columns, PartColumns
+from roboflamingo.data.sources.lerobot_images import row_name
 from roboflamingo.data.sources.lerobot_reading import (
     ACTION,
     LeRobotReader,
     Vectors,
     column_readers,
     episode_files,
-    row_name,
     stamp_of,
 )
 

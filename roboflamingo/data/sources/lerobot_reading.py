@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,15 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from roboflamingo.data.checks import as_action, as_vector, check_image
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.lerobot.layout import CHECKSUMS, INFO, Info
 from roboflamingo.data.lerobot.tables import Episode, RowReader, numbers
-from roboflamingo.data.lerobot.video import read_frames
 from roboflamingo.data.sources.base import ACTIONS, DIGEST_BYTES, Frame, Reader
 from roboflamingo.data.sources.columns import ActionColumns, Columns, StateColumns
+from roboflamingo.data.sources.lerobot_images import kept_images, row_name, video_images
 
 ACTION = "action"
 """The feature of the recorded actions."""
@@ -151,9 +149,9 @@ class LeRobotReader(Reader):
             if name not in names:
                 continue
             if self._kept(key):
-                found[name] = _kept_images(self.info, episode, read.table.column(key), key, wanted)
+                found[name] = kept_images(self.info, episode, read.table.column(key), key, wanted)
             else:
-                found[name] = _video_images(self.info, episode, key, read.times[list(wanted)].tolist())
+                found[name] = video_images(self.info, episode, key, read.times[list(wanted)].tolist())
         return found
 
     def _frame(
@@ -234,12 +232,6 @@ def episode_files(info: Info, episode: Episode) -> tuple[Path, ...]:
     return (info.data_file(episode.chunk, episode.file), *videos)
 
 
-def row_name(info: Info, episode: Episode, frame: int) -> str:
-    """What a row is called in messages."""
-    path = info.data_file(episode.chunk, episode.file)
-    return f"{path}, row {episode.row + frame} (frame {frame} of episode {episode.index})"
-
-
 def stamp_of(paths: tuple[Path, ...]) -> tuple[int, int, int]:
     """Sizes together, and the latest times of change; -1 where a file is missing."""
     try:
@@ -288,45 +280,3 @@ def _check_times(path: Path, episode: Episode, times: np.ndarray, fps: float) ->
                 f"{path}: episode {episode.index} has {episode.length} rows, and {key} {frames:.0f} frames between "
                 f"{part.start:.4f} s and {part.stop:.4f} s"
             )
-
-
-def _video_images(info: Info, episode: Episode, key: str, times: Sequence[float]) -> Iterator[np.ndarray | DataError]:
-    """The images of a camera at times of an episode, each or what is wrong with it."""
-    part = episode.videos[key]
-    path = info.video_file(key, part.chunk, part.file)
-    done = 0
-    while done < len(times):
-        try:
-            for image in read_frames(path, [part.start + time for time in times[done:]], info.fps):
-                yield image
-                done += 1
-        except DataError as error:
-            yield error
-            done += 1  # later frames may be whole: the next key frame begins anew
-
-
-def _kept_images(
-    info: Info, episode: Episode, column: Any, key: str, frames: Sequence[int]
-) -> Iterator[np.ndarray | DataError]:
-    """The images that a table holds, each or what is wrong with it."""
-    for frame in frames:
-        try:
-            yield _decode(column[frame].as_py(), row_name(info, episode, frame), key)
-        except DataError as error:
-            yield error
-
-
-def _decode(value: Any, where: str, key: str) -> np.ndarray:
-    """An image file's bytes as (H, W, 3) uint8.
-
-    Raises:
-        DataError: there are none, or they are no image.
-    """
-    content = value.get("bytes") if isinstance(value, dict) else value
-    if not content:
-        raise DataError(f"{where} holds no image of {key}")
-    try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    except Exception as error:  # damage makes Pillow raise almost anything
-        raise DataError(f"{where}: {key} is no image: {error}") from error
