@@ -11,7 +11,8 @@ run; the last line is one line of JSON:
                      arrays that are trained on are read, and resized alike. Windows are those of the default policy,
                      1 frame (T) and 8 actions (K); windows_ratio_T1_K1 and others are of other windows. One process
                      reads either; the store decodes in a thread for every core, and windows_ratio_one_thread is of
-                     processor time in one. windows_ratio_whole_files: every array of a file is read
+                     processor time in one. windows_ratio_whole_files: every array of a file is read.
+                     windows_ratio_from_disk: of files that the system does not hold in memory, as it cannot hold CALVIN
     psnr_db          of the images, all pixels of both cameras
     start_s          from opening a data set of `--rows` frames to its first batch, imports left aside
     start_mb         memory of that process that no other shares (RssAnon), imports included
@@ -153,6 +154,16 @@ def figures_of(folder: Path, packed: Path, frames: int, seconds: float, rounds: 
     for windows in read:
         windows.folders[0].threads = 1
     alone = rates_of(ways, seconds, rounds, len(files), time.process_time)
+    read[0].folders[0].threads = cores()
+    os.sync()  # what is not on the disk yet cannot be forgotten
+
+    def from_disk(numbers: np.ndarray) -> None:
+        for file in packed.iterdir():
+            forget(file)
+        read[0].__getitems__(numbers)
+
+    disk = {"npz": FromFiles(files, 1, 8, cold=True).read, "store": from_disk}
+    cold = rates_of(disk, seconds, rounds, len(files), time.perf_counter)
     bytes_npz = sum(file.stat().st_size for file in files)
     bytes_store = sum(file.stat().st_size for file in packed.iterdir())
     return {
@@ -163,6 +174,7 @@ def figures_of(folder: Path, packed: Path, frames: int, seconds: float, rounds: 
         "windows_ratio_whole_files": round(rates["store_T1_K1"] / rates["npz_whole"], 2),
         "windows_ratio_one_thread": round(alone["store_T1_K8"] / alone["npz_T1_K8"], 2),
         "windows_ratio_whole_files_one_thread": round(alone["store_T1_K1"] / alone["npz_whole"], 2),
+        "windows_ratio_from_disk": round(cold["store"] / cold["npz"], 2),
         "windows_per_s": {name: round(value, 1) for name, value in rates.items()},
         "decoding_threads": cores(),
         "npz_bytes_a_frame": bytes_npz // len(files),
@@ -178,10 +190,11 @@ class FromFiles:
         files: in order; segments of `SEGMENT`.
         window: T.
         chunk: K.
+        cold: whether the system forgets a file before it is read, as it has where a data set is larger than memory.
     """
 
-    def __init__(self, files: list[Path], window: int, chunk: int) -> None:
-        self.files, self.window, self.chunk = files, window, chunk
+    def __init__(self, files: list[Path], window: int, chunk: int, cold: bool = False) -> None:
+        self.files, self.window, self.chunk, self.cold = files, window, chunk, cold
 
     def read(self, numbers: np.ndarray) -> dict[str, np.ndarray]:
         """The batch of windows that end at these frames, without masks and sentences."""
@@ -199,8 +212,17 @@ class FromFiles:
         return {name: np.stack(values) for name, values in rows.items()}
 
     def _frame(self, number: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        if self.cold:
+            forget(self.files[number])
         with np.load(self.files[number]) as file:
             return {name: _shown(name, file[name]) for name in names}
+
+
+def forget(file: Path) -> None:
+    """Lets the system forget a file's content, so that it is read from the disk."""
+    handle = os.open(file, os.O_RDONLY)
+    os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(handle)
 
 
 def _shown(name: str, value: np.ndarray) -> np.ndarray:

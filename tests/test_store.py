@@ -162,7 +162,11 @@ def test_packing_chooses_by_size_and_says_so(split: Path, tmp_path: Path, monkey
     monkeypatch.setattr(packing, "DECODED_LIMIT", 1000)
     kind, text = packed("large")
     assert kind == "compressed" and "(data.images decides otherwise)" in text
-    assert packed("small") == ("decoded", "")  # what lies there is used
+    assert packed("large") == ("compressed", "")
+    assert packed("small")[0] == "compressed"  # what lies there does not decide
+    monkeypatch.undo()
+    assert packed("small") == ("decoded", "")
+    assert packed("large")[0] == "decoded"
 
 
 def test_a_large_set_is_not_looked_at_file_by_file(

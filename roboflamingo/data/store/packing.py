@@ -40,7 +40,7 @@ from roboflamingo.data.errors import DataError
 from roboflamingo.data.sources.base import Source
 from roboflamingo.data.store.building import DONE, Packing
 from roboflamingo.data.store.index import INDEX, read_sealed
-from roboflamingo.data.store.settings import Images, PackSettings
+from roboflamingo.data.store.settings import Images, PackSettings, spec_from_json
 
 DECODED_LIMIT = 32_000_000_000
 """Bytes up to which packing decodes images where nothing else is asked for: all splits of a call together."""
@@ -90,11 +90,13 @@ def pack_all(
         kind: [Packing(source, cache, replace(settings, images=kind), console) for source in sources] for kind in kinds
     }
     found: dict[Images, list[Path | None]] = {}
-    for kind in kinds:  # where all lie packed, nothing else of the sources is read
+    for kind in kinds:  # where all lie packed as they should, nothing else of the sources is read
         found[kind] = [packing.find() for packing in tries[kind]]
-        if all(found[kind]):
+        if all(found[kind]) and (len(kinds) == 1 or _by_size(_packed_size(tries["decoded"], found[kind])) == kind):
+            chosen = kind
             break
-    chosen = kind if all(found[kind]) else _chosen(tries, console)
+    else:
+        chosen = _chosen(tries, console)
     packings = tries[chosen]
     if not all(found[chosen]):
         _make(packings, found[chosen], cache, processes or cores(), console)
@@ -126,6 +128,20 @@ def pack_as(source: Source, folder: Path, name: str, settings: PackSettings, pro
     return found
 
 
+def _by_size(size: int) -> Images:
+    """How images are kept where nothing is asked for: it depends on nothing but what decoded ones would take."""
+    return "decoded" if size <= DECODED_LIMIT else "compressed"
+
+
+def _packed_size(decoded: Sequence[Packing], folders: Sequence[Path | None]) -> int:
+    """Bytes that decoded images take or would take, from what packed folders of either kind say of themselves."""
+    size = 0
+    for packing, folder in zip(decoded, folders, strict=True):
+        index = read_sealed((folder or packing.target) / INDEX) or {}
+        size += packing.settings.size(spec_from_json(index["spec"]), index["frames"])
+    return size
+
+
 def _chosen(tries: Mapping[Images, Sequence[Packing]], console: Console) -> Images:
     """Decides by size where there is a choice, and says so."""
     if len(tries) == 1:
@@ -133,7 +149,7 @@ def _chosen(tries: Mapping[Images, Sequence[Packing]], console: Console) -> Imag
     for packing in tries["decoded"]:
         packing.look()
     size = sum(packing.size for packing in tries["decoded"])
-    kind: Images = "decoded" if size <= DECODED_LIMIT else "compressed"
+    kind = _by_size(size)
     limit = DECODED_LIMIT / 1e9
     about = f"decoded images take {size / 1e9:.1f} GB, and the limit is {limit:.0f} GB"
     console.print(f"images are packed {kind}: {about} (data.images decides otherwise)", soft_wrap=True, highlight=False)
