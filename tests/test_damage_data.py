@@ -10,7 +10,8 @@ import io
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from roboflamingo.data.sources.calvin.frames import VECTORS, CalvinReader
 from roboflamingo.data.store.arrays import create_arrays
 from roboflamingo.data.store.building import Packing
 from roboflamingo.data.store.index import read_sealed
+from roboflamingo.data.store.reading import PackedFolder
 from roboflamingo.data.windows import Windows
 from synthetic import pack_split, source_of, view, write_split
 
@@ -87,6 +89,31 @@ def test_a_damaged_packed_folder_is_packed_again(split: Path, name: str) -> None
         if number % 25 == 0:
             assert windows_of(split) == before
     assert windows_of(split) == before
+
+
+@pytest.mark.parametrize("name", ["index.json", "places.npy", "images-000000000.bin"])
+def test_damaged_compressed_images_are_refused_or_packed_again(split: Path, name: str) -> None:
+    settings = replace(SETTINGS, images="compressed")
+    folder = pack_split(split, split.parent / "packed", settings)
+    packing = Packing(source_of(split), split.parent / "packed", settings, QUIET)
+    path, before = folder / name, [value.tobytes() for value in pictures_of(folder)]
+    original, index = path.read_bytes(), read_sealed(folder / "index.json")
+    for content in damaged(original, COUNT):
+        path.write_bytes(content)
+        same = name == "index.json" and read_sealed(path) == index
+        if name.endswith(".bin"):  # each image is checked when it is read, and the file's length before
+            with suppress(UserError):
+                assert [value.tobytes() for value in pictures_of(folder)] == before
+        else:
+            assert packing.find() == (folder if same else None)
+    path.write_bytes(original)
+    assert [value.tobytes() for value in pictures_of(folder)] == before
+
+
+def pictures_of(folder: Path) -> list[np.ndarray]:
+    """All images of a packed folder."""
+    packed = PackedFolder(folder)
+    return [packed.take(name, np.arange(packed.frames)) for name in packed.spec.cameras]
 
 
 def test_damaged_stamps_cost_a_comparison_and_no_packing(split: Path) -> None:

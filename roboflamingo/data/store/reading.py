@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -85,6 +86,7 @@ class PackedFolder:
         self._maps = {name: open_array(self.folder, name, *array) for name, array in self._arrays.items()}
         self._shards = ShardReader(self.folder, self._maps["places"], self._block) if self._shots else None
         self._pool: ThreadPoolExecutor | None = None
+        self._owner = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_maps", "_shards", "_pool")}
@@ -134,8 +136,8 @@ class PackedFolder:
 
         if self.threads == 1 or len(rows) < FEW:
             return decode(rows)
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.threads)
+        if self._pool is None or self._owner != os.getpid():  # a forked process inherits a pool without its threads
+            self._pool, self._owner = ThreadPoolExecutor(self.threads), os.getpid()
         piece = -(-len(rows) // self.threads)
         parts = self._pool.map(decode, [rows[first : first + piece] for first in range(0, len(rows), piece)])
         return [image for part in parts for image in part]
