@@ -93,6 +93,8 @@ def test_pack_makes_a_set_of_its_own_that_trains(
     assert splits_at(store) == ("training", "validation")
     text = said(capsys, "inspect", str(store), "--processes", "1")
     assert "packed: 41 frames in 1 episodes" in text and "4 of 4 tasks" in text and "none; all frames read" in text
+    main(["info", str(store)])
+    assert "training" in (told := capsys.readouterr().out) and "places" in told and "41 x 2 x 3 uint32" in told
     text = said(capsys, "verify", str(store))
     assert f"{store / 'training'}: 41 frames, whole" in text
     config = tiny_run(tmp_path / "run", store, max_steps=2, validation_windows=4, loggers=["jsonl"])

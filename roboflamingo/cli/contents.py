@@ -95,7 +95,7 @@ def _data_set(folder: Path) -> Rows:
         yield from _collection(folder)
     for split in SPLITS:
         if (folder / split).is_dir():
-            yield from _split(folder / split)
+            yield from (_packed if _holds("digests.npy")(folder / split) else _split)(folder / split)
 
 
 def _collection(folder: Path) -> Rows:

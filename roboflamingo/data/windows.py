@@ -1,11 +1,11 @@
 """Windows of consecutive frames with their instruction and the actions to come, read from packed splits.
 
 There is one window for every frame of every sample (see `samples.py`; a sample is an annotated segment unless something
-else is asked for): the frame is the window's last, and the T - 1 before
-it are the past that a policy would have seen by then. Before the sample's start there is no past, and
-`frame_mask` is False for what fills the window up. A policy that has just been given its instruction sees
-its window grow, so there the frames that exist stand first and copies of the last one follow; for policies
-that act on full windows only, copies of the first frame stand before them (see `PolicyConfig.grows`).
+else is asked for): the frame is the window's last, and the T - 1 before it are the past that a policy would have seen
+by then. Before the sample's start there is no past, and `frame_mask` is False for what fills the window up. A policy
+that has just been given its instruction sees its window grow, so there the frames that exist stand first and copies of
+the last one follow; for policies that act on full windows only, copies of the first frame stand before them (see
+`PolicyConfig.grows`).
 
 A batch is a dictionary (B windows, T frames, K actions). Arrays of frames go by the names of the data set; CALVIN's are
     rgb_static   (B, T, S, S, 3) uint8
