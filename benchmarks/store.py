@@ -7,12 +7,12 @@ images, which are a smooth image and the noise (sd 7) that CALVIN's simulated se
 run; the last line is one line of JSON:
 
     bytes_ratio      bytes of the .npz files over those of the packed folder
-    windows_ratio    windows a second from the packed folder over those from the .npz files, read at random; only the
-                     arrays that are trained on are read, and resized alike. Windows are those of the default policy,
-                     1 frame (T) and 8 actions (K); windows_ratio_T1_K1 and others are of other windows. One process
-                     reads either; the store decodes in a thread for every core, and windows_ratio_one_thread is of
-                     processor time in one. windows_ratio_whole_files: every array of a file is read.
-                     windows_ratio_from_disk: of files that the system does not hold in memory, as it cannot hold CALVIN
+    windows_ratio    windows a second from the packed folder over those from the .npz files, at random. Windows are
+                     those of the default policy, 1 frame (T) and 8 actions (K); only what they hold is read, and
+                     images are resized alike. Both come from the disk, as CALVIN does not fit into memory; one process
+                     reads, and the store decodes in a thread for every core
+    in_memory_*      the same of files that the system holds in memory: of other windows; of all arrays of a file
+                     (whole_files); of processor time in one thread (one_thread)
     psnr_db          of the images, all pixels of both cameras
     start_s          from opening a data set of `--rows` frames to its first batch, imports left aside
     start_mb         memory of that process that no other shares (RssAnon), imports included
@@ -154,28 +154,28 @@ def figures_of(folder: Path, packed: Path, frames: int, seconds: float, rounds: 
     for windows in read:
         windows.folders[0].threads = 1
     alone = rates_of(ways, seconds, rounds, len(files), time.process_time)
-    read[0].folders[0].threads = cores()
     os.sync()  # what is not on the disk yet cannot be forgotten
-
-    def from_disk(numbers: np.ndarray) -> None:
-        for file in packed.iterdir():
-            forget(file)
-        read[0].__getitems__(numbers)
-
-    disk = {"npz": FromFiles(files, 1, 8, cold=True).read, "store": from_disk}
+    disk: dict[str, Callable[[np.ndarray], object]] = {}
+    for windows in read:
+        windows.folders[0].threads = cores()
+        name = f"T{windows.window}_K{windows.chunk}"
+        disk[f"npz_{name}"] = FromFiles(files, windows.window, windows.chunk, cold=True).read
+        disk[f"store_{name}"] = from_disk(windows, packed)
     cold = rates_of(disk, seconds, rounds, len(files), time.perf_counter)
     bytes_npz = sum(file.stat().st_size for file in files)
     bytes_store = sum(file.stat().st_size for file in packed.iterdir())
     return {
         "bytes_ratio": round(bytes_npz / bytes_store, 2),
-        "windows_ratio": round(rates["store_T1_K8"] / rates["npz_T1_K8"], 2),
-        "windows_ratio_T1_K1": round(rates["store_T1_K1"] / rates["npz_T1_K1"], 2),
-        "windows_ratio_T12_K10": round(rates["store_T12_K10"] / rates["npz_T12_K10"], 2),
-        "windows_ratio_whole_files": round(rates["store_T1_K1"] / rates["npz_whole"], 2),
-        "windows_ratio_one_thread": round(alone["store_T1_K8"] / alone["npz_T1_K8"], 2),
-        "windows_ratio_whole_files_one_thread": round(alone["store_T1_K1"] / alone["npz_whole"], 2),
-        "windows_ratio_from_disk": round(cold["store"] / cold["npz"], 2),
-        "windows_per_s": {name: round(value, 1) for name, value in rates.items()},
+        "windows_ratio": round(cold["store_T1_K8"] / cold["npz_T1_K8"], 2),
+        "windows_ratio_T12_K10": round(cold["store_T12_K10"] / cold["npz_T12_K10"], 2),
+        "in_memory_T1_K8": round(rates["store_T1_K8"] / rates["npz_T1_K8"], 2),
+        "in_memory_T1_K1": round(rates["store_T1_K1"] / rates["npz_T1_K1"], 2),
+        "in_memory_T12_K10": round(rates["store_T12_K10"] / rates["npz_T12_K10"], 2),
+        "in_memory_whole_files": round(rates["store_T1_K1"] / rates["npz_whole"], 2),
+        "in_memory_T1_K8_one_thread": round(alone["store_T1_K8"] / alone["npz_T1_K8"], 2),
+        "in_memory_whole_files_one_thread": round(alone["store_T1_K1"] / alone["npz_whole"], 2),
+        "windows_per_s_from_disk": {name: round(value, 1) for name, value in cold.items()},
+        "windows_per_s_in_memory": {name: round(value, 1) for name, value in rates.items()},
         "decoding_threads": cores(),
         "npz_bytes_a_frame": bytes_npz // len(files),
         "store_bytes_a_frame": bytes_store // len(files),
@@ -216,6 +216,17 @@ class FromFiles:
             forget(self.files[number])
         with np.load(self.files[number]) as file:
             return {name: _shown(name, file[name]) for name in names}
+
+
+def from_disk(windows: Windows, packed: Path) -> Callable[[np.ndarray], object]:
+    """Reads windows of a packed folder that the system has forgotten."""
+
+    def read(numbers: np.ndarray) -> dict[str, Any]:
+        for file in packed.iterdir():
+            forget(file)
+        return windows.__getitems__(numbers)
+
+    return read
 
 
 def forget(file: Path) -> None:
