@@ -27,7 +27,7 @@ class DataConfig:
             are further folders).
         cache: where packed copies go; None for `packed/` in the first folder.
         images: how a packed copy keeps images: decoded (raw, at the policy's size: quick to read), compressed (JPEG, at
-            the recorded size: about a twelfth of CALVIN's files), or auto, which decodes up to 32 GB and says so.
+            the recorded size: about a tenth of CALVIN's files), or auto, which decodes up to 32 GB and says so.
         damaged: what happens to a frame that is missing or cannot be read: error names it; leave_out leaves out the
             windows that need it and says how many frames there were.
         stride: recorded frames (30 Hz) from one frame of a window to the next.

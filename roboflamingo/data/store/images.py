@@ -1,10 +1,19 @@
 """Compressed images: one JPEG each, many in a file, every one with its checksum.
 
-JPEG at quality 90 with full colour resolution, measured on frames of the play table (`benchmarks/store.py --codecs`):
-about 37 dB, which is less than what resizing to a policy's size changes; a twelfth of CALVIN's files; and decoded two
-to three times as fast as by any other way (simplejpeg, which calls libjpeg-turbo without Pillow's file objects). WebP
-is smaller by a third and takes three times as long; PNG is exact and grows with a camera's noise to four times the
-size; video must decode a whole group of frames for each that is drawn.
+JPEG at quality 90 with full colour resolution. Measured on the static images of the play table, 200 pixels a side
+(`benchmarks/store.py --codecs`, one thread):
+
+    JPEG 90 4:4:4   16.8 kB   37 dB (44 dB once resized to 96 pixels)   0.25 ms to read (Pillow: 0.94)
+    JPEG 90 4:2:0   13.4 kB   34 dB (38 dB)                             0.18 ms
+    WebP 90          9.3 kB   35 dB                                     0.87 ms
+    WebP lossless   14.4 kB   exact; 79 kB with a camera's noise        0.50 ms
+    PNG             17.4 kB   exact; 76 kB with a camera's noise        0.54 ms
+    H.264, crf 18    3.9 kB   34 dB, a key frame every 2 frames         1.2 ms for a frame drawn at random
+                     1.0 kB   35 dB, a key frame every 30               2.5 ms
+
+So with both cameras a frame takes a tenth of CALVIN's files, and windows are read at random the soonest. simplejpeg
+calls libjpeg-turbo without Pillow's file objects, which alone take longer than decoding does. Video is for exchange:
+LeRobot sets are written and read as such.
 """
 
 from __future__ import annotations
