@@ -182,12 +182,17 @@ class PolicySpec:
                 raise UserError(
                     f"the policy reads {size} numbers of the state {name}, and {what} has {robot.state[name]} of it"
                 )
-        ours = [(part.name, part.kind, part.size, part.choices) for part in self.actions.parts]
-        theirs = [(part.name, part.kind, part.size, part.choices) for part in robot.actions.parts]
-        if ours != theirs:
+        if _numbers(self.actions) != _numbers(robot.actions):
             raise UserError(
                 f"the policy's actions are {_in_words(self.actions)}, and {what} takes {_in_words(robot.actions)}"
             )
+
+
+def _numbers(spec: ActionSpec) -> list[tuple[str, int]]:
+    """What each number of an action is; how continuous ones are grouped and called does not matter."""
+    return [
+        (part.kind, part.choices if part.kind == "categorical" else 0) for part in spec.parts for _ in range(part.size)
+    ]
 
 
 def _in_words(spec: ActionSpec) -> str:

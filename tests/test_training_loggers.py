@@ -110,7 +110,7 @@ def test_keys_younger_than_a_run_count_as_their_defaults(tmp_path: Path, dataset
     for key in ("frozen_precision", "checkpoint_activations", "loggers", "patience", "wandb"):
         del old[key]
     del old["optimizer"]["scale_with"], old["optimizer"]["reference_batch"]
-    path.write_text(yaml.safe_dump(old))
+    path.write_text(yaml.safe_dump(old, sort_keys=False))
     check_same_config(replace(config, loggers=[], patience=3, validate_every_steps=1, strategy="fsdp"), path)
     scaled = replace(config, optimizer=replace(config.optimizer, scale_with="batch", reference_batch=8))
     with pytest.raises(ConfigError, match=r"began with optimizer\.reference_batch = None, now it is 8"):
