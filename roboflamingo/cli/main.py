@@ -34,7 +34,7 @@ class Verb(NamedTuple):
 VERBS = {
     "demo": Verb("the whole loop on this machine", "--config configs/demo_short.yaml", True),
     "collect": Verb("record demonstrations", "--out data --settings.scenes D --settings.episodes 800", True),
-    "data": Verb("what a data set holds, whether it is whole; packs it", "inspect data/task_D_D", True),
+    "data": Verb("what a data set holds, whether it is whole; packs and converts it", "inspect data/task_D_D", True),
     "train": Verb("train a policy", "--config configs/train_tiny.yaml --run runs/tiny", True),
     "evaluate": Verb(
         "run CALVIN's chains with a policy",
