@@ -1,4 +1,4 @@
-"""Heads, vision encoders and policies by name: ours, what a program registers, and what other packages offer.
+"""Heads, vision encoders, policies and kinds of data sets by name: ours, what a program registers, what packages offer.
 
 A package offers one by an entry point, in its pyproject.toml:
 
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from calvin_eval.system.errors import UserError
 
 Found = TypeVar("Found")
-Group: TypeAlias = Literal["roboflamingo.heads", "roboflamingo.vision", "roboflamingo.policies"]
+Group: TypeAlias = Literal["roboflamingo.heads", "roboflamingo.vision", "roboflamingo.policies", "roboflamingo.sources"]
 
 
 def find(registered: Mapping[str, Found], group: Group, name: str, key: str, kind: Any) -> Found:

@@ -245,7 +245,42 @@ def test_a_set_tells_its_cameras_states_and_actions(dataset: Path) -> None:
 def test_a_path_that_is_no_data_set_says_what_is_known(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is no data set of a known kind \(packed, calvin"):
         open_source(dataset / "training" / "lang_annotations")
-    with pytest.raises(UserError, match="there is no kind of data set 'other'; known are packed, calvin"):
+    with pytest.raises(UserError, match="there is no kind of data set 'other'; known are calvin, lerobot, packed"):
         open_source(dataset, kind="other")
     with pytest.raises(UserError, match="has no split test; it has training, validation"):
         open_source(dataset, "test")
+
+
+THEIRS = """
+from roboflamingo.data.sources.calvin.source import CalvinSource
+
+class TheirSource(CalvinSource):
+    kind = "theirs"
+
+    @classmethod
+    def recognises(cls, path):
+        return (path / "theirs.txt").is_file()
+
+    @classmethod
+    def splits(cls, path):
+        return ("training",)
+"""
+
+
+def test_another_package_brings_a_kind_of_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dataset: Path
+) -> None:
+    about = tmp_path / "site" / "their_sets-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: their-sets\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[roboflamingo.sources]\ntheirs = their_sets:TheirSource\n")
+    (tmp_path / "site" / "their_sets.py").write_text(THEIRS)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "theirs.txt").touch()
+    with pytest.raises(DataError, match="theirs/training is not a folder"):  # theirs is asked, and misses its frames
+        open_source(theirs)
+    (dataset / "training").rename(theirs / "training")
+    assert open_source(theirs, kind="theirs").kind == "theirs"
+    assert open_source(theirs).kind == "calvin"  # our own kinds are asked first

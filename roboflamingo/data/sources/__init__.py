@@ -1,4 +1,7 @@
-"""The kinds of data sets, one file or folder each, and how a path is told apart."""
+"""The kinds of data sets, one file or folder each, and how a path is told apart.
+
+Other packages bring kinds by an entry point of the group `roboflamingo.sources` (see `roboflamingo/plugins.py`).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from pathlib import Path
 
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.sources.base import Source, SourceOptions
+from roboflamingo.plugins import Group, find, names
+
+GROUP: Group = "roboflamingo.sources"
 
 KINDS = {
     "packed": "roboflamingo.data.sources.packed:PackedSource",
@@ -29,15 +35,14 @@ def kind_of(path: Path, kind: str | None = None) -> type[Source]:
         DataError: nothing is there, no kind recognises it, or the kind is unknown. Says which there are.
     """
     if kind is not None:
-        if kind not in KINDS:
-            raise DataError(f"there is no kind of data set {kind!r}; known are {', '.join(KINDS)}")
         return _load(kind)
     if not path.exists():
         raise DataError(f"{path} does not exist; name the folder or file of a data set")
-    for name in KINDS:
+    kinds = [*KINDS, *(name for name in names(KINDS, GROUP) if name not in KINDS)]
+    for name in kinds:
         if (found := _load(name)).recognises(path):
             return found
-    raise DataError(f"{path} is no data set of a known kind ({', '.join(KINDS)}); CALVIN's has training/, validation/")
+    raise DataError(f"{path} is no data set of a known kind ({', '.join(kinds)}); CALVIN's has training/, validation/")
 
 
 def open_source(
@@ -55,6 +60,11 @@ def open_source(
 
 
 def _load(kind: str) -> type[Source]:
+    if kind not in KINDS:
+        if kind not in names(KINDS, GROUP):
+            raise DataError(f"there is no kind of data set {kind!r}; known are {', '.join(names(KINDS, GROUP))}")
+        brought: type[Source] = find({}, GROUP, kind, "kind of data set", Source)
+        return brought
     module, name = KINDS[kind].split(":")
     found: type[Source] = getattr(importlib.import_module(module), name)
     return found
