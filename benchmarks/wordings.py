@@ -22,7 +22,8 @@ from calvin_eval.benchmark.instructions import SPLITS, sentences
 from calvin_eval.benchmark.tasks import TASKS
 from roboflamingo.data.windows import to_tensors
 from roboflamingo.policy.roboflamingo import RoboFlamingo
-from roboflamingo.training.config import DataConfig, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import DataConfig
 from roboflamingo.training.datamodule import open_windows
 from roboflamingo.weights.checkpoint import load_policy
 

@@ -13,7 +13,8 @@ from roboflamingo.backbone.encoders import VisionConfig
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.heads import HeadConfig
 from roboflamingo.policy.config import PolicyConfig, calvin_cameras
-from roboflamingo.training.config import DataConfig, OptimizerConfig, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import DataConfig, OptimizerConfig
 
 
 def tiny_policy(**changed: Any) -> PolicyConfig:

@@ -11,7 +11,7 @@ import torch
 from calvin_eval.system.errors import UserError
 from mutations import damaged
 from roboflamingo.training.checkpoint import FORMAT, check_state, load_state, save_state
-from roboflamingo.training.config import ConfigError
+from roboflamingo.training.config_parts import ConfigError
 from roboflamingo.training.metrics import MetricsLog
 from roboflamingo.training.resolved import check_same_config, write_config
 from runs import tiny_run

@@ -16,7 +16,7 @@ from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.provenance import fingerprint
 from roboflamingo.cli import estimate
 from roboflamingo.cli.main import main
-from roboflamingo.training.config import OptimizerConfig
+from roboflamingo.training.config_parts import OptimizerConfig
 from runs import metrics, tiny_policy
 
 

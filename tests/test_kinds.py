@@ -22,7 +22,8 @@ from roboflamingo.policy.base_config import BasePolicyConfig, CameraConfig, calv
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.control import PolicyController
 from roboflamingo.policy.roboflamingo import RoboFlamingo
-from roboflamingo.training.config import ConfigError, OptimizerConfig, TrainableConfig, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError, OptimizerConfig, TrainableConfig
 from roboflamingo.training.datamodule import open_windows
 from roboflamingo.training.train import train
 from roboflamingo.weights.checkpoint import load_policy, read_config

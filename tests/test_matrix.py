@@ -16,7 +16,8 @@ from roboflamingo.backbone.config import CrossAttentionConfig
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.heads import HEADS
 from roboflamingo.policy.control import PolicyController
-from roboflamingo.training.config import ConfigError, DataConfig, TrainableConfig, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError, DataConfig, TrainableConfig
 from roboflamingo.training.datamodule import open_windows, with_statistics
 from roboflamingo.training.train import train
 from roboflamingo.training.trainable import choose_trainable

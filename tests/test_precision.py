@@ -15,7 +15,7 @@ from rich.console import Console
 
 from roboflamingo.heads.base import HeadConfig
 from roboflamingo.heads.lstm import lstm_computes_in, window_lstm
-from roboflamingo.training.config import ConfigError
+from roboflamingo.training.config_parts import ConfigError
 from roboflamingo.training.precision import device_for, runs_in_bf16, settle
 from roboflamingo.training.train import train
 from runs import losses, tiny_policy, tiny_run
@@ -31,7 +31,7 @@ from rich.console import Console
 from policies import a_batch, frozen_policy
 from roboflamingo.heads.lstm import lstm_computes_in, window_lstm
 from roboflamingo.heads.base import HeadConfig
-from roboflamingo.training.config import ConfigError
+from roboflamingo.training.config_parts import ConfigError
 from roboflamingo.training.precision import computes_in_bf16, settle
 from runs import tiny_run
 

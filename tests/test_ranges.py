@@ -25,14 +25,8 @@ from roboflamingo.data.sources.columns import Columns
 from roboflamingo.heads import HeadConfig
 from roboflamingo.policy.actions import Statistics
 from roboflamingo.policy.config import PolicyConfig
-from roboflamingo.training.config import (
-    ConfigError,
-    DataConfig,
-    OptimizerConfig,
-    TrainableConfig,
-    TrainConfig,
-    WandbConfig,
-)
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError, DataConfig, OptimizerConfig, TrainableConfig, WandbConfig
 from roboflamingo.weights.presets import preset
 
 CONFIGS: dict[str, Callable[[], Any]] = {

@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 
 from roboflamingo.training.checkpoint import load_state
-from roboflamingo.training.config import OptimizerConfig, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import OptimizerConfig
 from roboflamingo.training.train import TrainingStopped, train
 from runs import metrics, tiny_run, without_clocks, write_yaml
 from synthetic import write_dataset

@@ -13,7 +13,8 @@ from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.config import BackboneConfig
 from roboflamingo.data.errors import DataError
 from roboflamingo.policy.control import PolicyController
-from roboflamingo.training.config import ConfigError, DataConfig, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError, DataConfig
 from roboflamingo.training.train import train
 from roboflamingo.weights.checkpoint import load_policy
 from runs import deterministic_policy, metrics, tiny_run

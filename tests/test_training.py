@@ -17,7 +17,7 @@ from torch import nn
 from roboflamingo.heads import HeadConfig
 from roboflamingo.policy.config import calvin_cameras
 from roboflamingo.training.checkpoint import load_state, save_state
-from roboflamingo.training.config import ConfigError, DataConfig, OptimizerConfig
+from roboflamingo.training.config_parts import ConfigError, DataConfig, OptimizerConfig
 from roboflamingo.training.datamodule import open_windows
 from roboflamingo.training.ema import WeightAverage
 from roboflamingo.training.metrics import MetricsLog

@@ -20,7 +20,7 @@ from policies import a_batch, frozen_policy
 from processes import run_in_processes
 from roboflamingo.backbone.filling import halve
 from roboflamingo.training.checkpoint import load_state
-from roboflamingo.training.config import OptimizerConfig
+from roboflamingo.training.config_parts import OptimizerConfig
 from roboflamingo.training.layers import shard
 from roboflamingo.training.train import train
 from roboflamingo.weights.checkpoint import load_policy

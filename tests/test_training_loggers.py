@@ -13,7 +13,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from policies import frozen_policy
-from roboflamingo.training.config import ConfigError, OptimizerConfig, WandbConfig
+from roboflamingo.training.config_parts import ConfigError, OptimizerConfig, WandbConfig
 from roboflamingo.training.resolved import check_same_config, write_config
 from roboflamingo.training.summary import parts_of, summary
 from roboflamingo.training.train import train

@@ -18,7 +18,8 @@ from roboflamingo.backbone.filling import halve
 from roboflamingo.heads import HeadConfig
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.checkpoint import load_state
-from roboflamingo.training.config import ConfigError, OptimizerConfig, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError, OptimizerConfig
 from roboflamingo.training.datamodule import open_windows
 from roboflamingo.training.layers import checkpoint_activations, compile_layers
 from roboflamingo.training.train import fit

@@ -16,7 +16,8 @@ from transformers import get_scheduler
 from policies import small_policy
 from roboflamingo.heads import HeadConfig
 from roboflamingo.training.checkpoint import load_state
-from roboflamingo.training.config import ConfigError, OptimizerConfig, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError, OptimizerConfig
 from roboflamingo.training.optimizer import weight_decay_groups
 from roboflamingo.training.progress import Progress
 from roboflamingo.training.schedule import learning_rate

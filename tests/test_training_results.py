@@ -21,7 +21,8 @@ from roboflamingo.policy.actions import Absolute, Statistics, action_space
 from roboflamingo.policy.config import calvin_cameras
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.checkpoint import load_state
-from roboflamingo.training.config import ConfigError, OptimizerConfig, TrainableConfig, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError, OptimizerConfig, TrainableConfig
 from roboflamingo.training.datamodule import open_windows
 from roboflamingo.training.train import train
 from roboflamingo.training.trainable import choose_trainable

@@ -26,7 +26,8 @@ from roboflamingo.heads import HeadConfig
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.training.beforehand import space_of
 from roboflamingo.training.checkpoint import check_state, load_state, save_state
-from roboflamingo.training.config import OptimizerConfig, TrainableConfig, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import OptimizerConfig, TrainableConfig
 from roboflamingo.training.datamodule import open_windows
 from roboflamingo.training.finite import DivergenceError, stops
 from roboflamingo.training.loggers import TensorBoard

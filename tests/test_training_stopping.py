@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from roboflamingo.training.config import ConfigError, OptimizerConfig
+from roboflamingo.training.config_parts import ConfigError, OptimizerConfig
 from roboflamingo.training.stopping import Patience
 from roboflamingo.training.train import train
 from runs import metrics, tiny_run

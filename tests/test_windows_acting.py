@@ -15,7 +15,7 @@ from roboflamingo.data.windows import last_frames, to_tensors
 from roboflamingo.heads.base import frame_at
 from roboflamingo.policy.control import PolicyController
 from roboflamingo.policy.roboflamingo import RoboFlamingo
-from roboflamingo.training.config import ConfigError
+from roboflamingo.training.config_parts import ConfigError
 from roboflamingo.training.datamodule import open_windows, with_statistics
 from roboflamingo.training.resolved import check_same_config, plain
 from runs import tiny_run

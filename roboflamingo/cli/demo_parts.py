@@ -15,7 +15,8 @@ from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, SEED, Range, ch
 from roboflamingo.cli.evaluate import EvaluateConfig
 from roboflamingo.policy.base_config import BasePolicyConfig
 from roboflamingo.policy.config import PolicyConfig
-from roboflamingo.training.config import DataConfig, OptimizerConfig, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import DataConfig, OptimizerConfig
 
 
 @dataclass

@@ -25,7 +25,7 @@ from calvin_eval.worlds.playtable.world import PlayTable
 from roboflamingo.policy.base import LearnedPolicy, policy_kind
 from roboflamingo.policy.base_config import BasePolicyConfig
 from roboflamingo.policy.control import PolicyController
-from roboflamingo.training.config import OptimizerConfig
+from roboflamingo.training.config_parts import OptimizerConfig
 
 EPISODES = 6
 TRAINING_STEPS = 12

@@ -11,7 +11,8 @@ from calvin_eval.specs import ActionSpec
 from roboflamingo.policy.actions import Statistics, with_action_statistics
 from roboflamingo.policy.base import LearnedPolicy, policy_kind
 from roboflamingo.policy.base_config import BasePolicyConfig
-from roboflamingo.training.config import ConfigError, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError
 from roboflamingo.training.extras import check_extras
 from roboflamingo.training.optimizer import weight_decay_groups
 from roboflamingo.training.trainable import choose_trainable

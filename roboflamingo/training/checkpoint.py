@@ -17,7 +17,7 @@ from torch import nn
 from calvin_eval.system.files import naming, write_atomic
 from calvin_eval.system.provenance import BLOCK
 from roboflamingo.policy.base import LearnedPolicy
-from roboflamingo.training.config import ConfigError
+from roboflamingo.training.config_parts import ConfigError
 from roboflamingo.training.sharding import whole
 from roboflamingo.weights.checkpoint import save_policy
 

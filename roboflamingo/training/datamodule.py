@@ -27,7 +27,8 @@ from roboflamingo.data.store.settings import PackSettings, spec_from_json
 from roboflamingo.data.windows import Variety, Windows, to_tensors
 from roboflamingo.policy.actions import pose_statistics, taken_over, vector_statistics, with_action_statistics
 from roboflamingo.policy.base_config import Config
-from roboflamingo.training.config import ConfigError, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError
 
 DATA = "data.json"
 """Of a run: digests of the data that it began with."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from roboflamingo.training.config import ConfigError, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError
 
 
 def check_extras(config: TrainConfig) -> None:

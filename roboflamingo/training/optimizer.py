@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from roboflamingo.training.config import ConfigError, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError
 
 
 def make_optimizer(module: nn.Module, config: TrainConfig) -> Optimizer:

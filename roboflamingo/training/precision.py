@@ -15,7 +15,8 @@ from torch import nn
 
 from roboflamingo.heads.base import HeadConfig
 from roboflamingo.heads.lstm import window_lstm
-from roboflamingo.training.config import ConfigError, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError
 
 Device = Literal["cpu", "cuda"]
 

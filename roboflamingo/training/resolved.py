@@ -10,7 +10,8 @@ import yaml
 
 from calvin_eval.system.files import write_text
 from roboflamingo.policy.base_config import BasePolicyConfig
-from roboflamingo.training.config import ConfigError, DataConfig, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError, DataConfig
 
 FREE_TO_CHANGE = frozenset(
     {

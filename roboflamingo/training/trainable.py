@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from calvin_eval.system.errors import UserError
 from roboflamingo.policy.base import LearnedPolicy
-from roboflamingo.training.config import ConfigError, TrainConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import ConfigError
 
 
 def choose_trainable(policy: LearnedPolicy, config: TrainConfig) -> None:
