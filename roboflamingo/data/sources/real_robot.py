@@ -28,8 +28,9 @@ from calvin_eval.specs import ActionPart, ActionSpec, RobotSpec
 from calvin_eval.system.files import read_json
 from roboflamingo.data.checks import as_action, as_vector, check_image
 from roboflamingo.data.errors import DataError
-from roboflamingo.data.sources.base import ACTIONS, DIGEST_BYTES, Frame, Reader, Sample, Source, SourceOptions
-from roboflamingo.data.sources.hdf5 import array_of, blocks, opened, row_digest
+from roboflamingo.data.sources.base import ACTIONS, Reader, SourceOptions
+from roboflamingo.data.sources.hdf5 import array_of, blocks, opened
+from roboflamingo.data.sources.trajectories import Make, TrajectoryReader, TrajectorySource
 
 FOLDERS = {"training": ("train",), "validation": ("val", "valid", "test")}
 STATE = "robot_state"
@@ -71,25 +72,23 @@ class Trajectory:
         return self.stop - self.start - 1
 
 
-class RealRobotSource(Source):
+class RealRobotSource(TrajectorySource):
     """One split of such a data set. See `Source`."""
 
     kind = "real_robot"
 
     def __init__(self, path: Path, split: str, options: SourceOptions) -> None:
-        super().__init__(path, split, options)
         folder = _folder(path, split)
         if folder is None:
             raise DataError(f"{path} has no data.hdf5 for {split}")
-        self.file, self.meta = folder / "data.hdf5", folder / "meta.json"
+        self.meta = folder / "meta.json"
         self.trajectories = _trajectories(self.meta)
+        super().__init__(path, split, options, folder / "data.hdf5", self.trajectories)
         with opened(self.file) as file:
             self._sizes = {name: array_of(self.file, file, key).shape for name, key in IMAGES.items()}
             rows = array_of(self.file, file, STATUS).shape[0]
         if self.trajectories[-1].stop > rows:
             raise DataError(f"{self.meta} counts rows up to {self.trajectories[-1].stop}, and {self.file} has {rows}")
-        ends = np.cumsum([each.length for each in self.trajectories])
-        self._episodes = np.stack([np.append(0, ends[:-1]), ends], axis=1).astype(np.int64)
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -108,53 +107,24 @@ class RealRobotSource(Source):
         sizes = {name: (shape[0], shape[1]) for name, shape in cameras.items()}
         return RobotSpec(sizes, {STATE: 7}, ACTION_SPEC, RATE_HZ)
 
-    def __len__(self) -> int:
-        return int(self._episodes[-1, 1])
-
-    @property
-    def episodes(self) -> np.ndarray:
-        """See `Source`."""
-        return self._episodes
-
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """See `Source`."""
-        pairs = zip(self._episodes.tolist(), self.trajectories, strict=True)
-        return tuple(Sample(a, b, instruction=each.instruction, task=each.instruction) for (a, b), each in pairs)
-
     def name(self, row: int) -> str:
         """See `Source`."""
-        number = int(np.searchsorted(self._episodes[:, 1], row, side="right"))
-        trajectory = self.trajectories[number]
-        return f"{self.file}, row {trajectory.start + row - int(self._episodes[number, 0])}"
+        number, step = self.place(row)
+        return f"{self.file}, row {self.trajectories[number].start + step}"
 
     @cached_property
     def notes(self) -> str:
         """See `Source`."""
         return hashlib.sha256(self.meta.read_bytes()).hexdigest()
 
-    def stamps(self, rows: np.ndarray) -> np.ndarray:
-        """See `Source`."""
-        status = self.file.stat()
-        stamp = np.array([status.st_size, status.st_mtime_ns, status.st_ctime_ns], np.int64)
-        return np.tile(stamp, (len(rows), 1))
-
-    def stamp(self) -> str:
-        """See `Source`."""
-        return f"{self.notes} {self.stamps(np.zeros(1))[0].tolist()}"
-
     def reader(self, rows: np.ndarray) -> Reader:
         """See `Source`."""
-        places = np.searchsorted(self._episodes[:, 1], rows, side="right")
-        parts = tuple(
-            (self.trajectories[place], tuple((rows[places == place] - self._episodes[place, 0]).tolist()))
-            for place in np.unique(places).tolist()
-        )
+        parts = tuple((self.trajectories[number], steps) for number, steps in self.steps(rows))
         return RealRobotReader(self.file, parts, self.options.out_of_range)
 
 
 @dataclass(frozen=True)
-class RealRobotReader(Reader):
+class RealRobotReader(TrajectoryReader):
     """Some frames of a file.
 
     Attributes:
@@ -167,34 +137,24 @@ class RealRobotReader(Reader):
     parts: tuple[tuple[Trajectory, tuple[int, ...]], ...]
     out_of_range: Literal["error", "clip"]
 
-    def frames(self, names: tuple[str, ...]) -> Iterator[Frame | DataError]:
-        """See `Reader`."""
-        for where, values in self._rows():
-            try:
-                if isinstance(values, DataError):
-                    raise values
-                yield self._frame(where, values, names)
-            except DataError as error:
-                yield error
+    def maker(self, names: tuple[str, ...]) -> Make:
+        """See `TrajectoryReader`."""
 
-    def _frame(self, where: str, values: Mapping[str, np.ndarray], names: tuple[str, ...]) -> Frame:
-        arrays, beyond = dict[str, np.ndarray](), 0.0
-        for name in names:
-            if name in IMAGES:
-                check_image(where, name, values[name])
-                arrays[name] = cropped(values[name], name)
-            elif name == ACTIONS:
-                arrays[name], beyond = as_action(where, name, values[name], ACTION_SPEC, self.out_of_range)
-            else:
-                arrays[name] = as_vector(where, name, values[name], 7)
-        return Frame(arrays, row_digest(values), beyond)
+        def make(where: str, values: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
+            arrays, beyond = dict[str, np.ndarray](), 0.0
+            for name in names:
+                if name in IMAGES:
+                    check_image(where, name, values[name])
+                    arrays[name] = cropped(values[name], name)
+                elif name == ACTIONS:
+                    arrays[name], beyond = as_action(where, name, values[name], ACTION_SPEC, self.out_of_range)
+                else:
+                    arrays[name] = as_vector(where, name, values[name], 7)
+            return arrays, beyond
 
-    def digests(self) -> Iterator[np.ndarray]:
-        """See `Reader`."""
-        for _, values in self._rows():
-            yield np.zeros(DIGEST_BYTES, np.uint8) if isinstance(values, DataError) else row_digest(values)
+        return make
 
-    def _rows(self) -> Iterator[tuple[str, dict[str, np.ndarray] | DataError]]:
+    def rows(self) -> Iterator[tuple[str, dict[str, np.ndarray] | DataError]]:
         """Every frame's place, and its images, state and action or what is wrong."""
         with opened(self.path) as file:
             images = {name: array_of(self.path, file, key) for name, key in IMAGES.items()}

@@ -25,38 +25,35 @@ import numpy as np
 from calvin_eval.specs import RobotSpec
 from roboflamingo.data.checks import as_action, as_vector, check_image
 from roboflamingo.data.errors import DataError
-from roboflamingo.data.sources.base import ACTIONS, DIGEST_BYTES, Frame, Reader, Sample, Source, SourceOptions
+from roboflamingo.data.sources.base import ACTIONS, Reader, SourceOptions
 from roboflamingo.data.sources.columns import ActionColumns, Columns, StateColumns
-from roboflamingo.data.sources.hdf5 import array_of, blocks, is_hdf5, opened, row_digest
+from roboflamingo.data.sources.hdf5 import array_of, blocks, is_hdf5, opened
 from roboflamingo.data.sources.robomimic_layout import (
     MASKS,
-    Demonstration,
     Layout,
     read_demonstration,
     read_demonstrations,
     read_environment,
     read_layout,
 )
+from roboflamingo.data.sources.trajectories import Make, TrajectoryReader, TrajectorySource
 
 
-class RobomimicSource(Source):
+class RobomimicSource(TrajectorySource):
     """The demonstrations of one split. See `Source`."""
 
     kind = "robomimic"
 
     def __init__(self, path: Path, split: str, options: SourceOptions) -> None:
-        super().__init__(path, split, options)
         with opened(path) as file:
             names = read_demonstrations(path, file, split)
-            task, common, rate = read_environment(path, file)
-            self.task, self.rate_hz = task, rate
+            task, common, self.rate_hz = read_environment(path, file)
             self.demonstrations = [read_demonstration(path, file["data"][name], common or task) for name in names]
             if not names:
                 raise DataError(f"{path} holds no demonstrations for {split}")
             self.layout = read_layout(path, file["data"][names[0]])
+        super().__init__(path, split, options, path, self.demonstrations)
         self.actions, self.states = _readers(self.layout, options.columns, str(path))
-        ends = np.cumsum([each.length for each in self.demonstrations])
-        self._episodes = np.stack([np.append(0, ends[:-1]), ends], axis=1).astype(np.int64)
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -80,28 +77,10 @@ class RobomimicSource(Source):
             rate_hz=self.rate_hz,
         )
 
-    def __len__(self) -> int:
-        return int(self._episodes[-1, 1])
-
-    @property
-    def episodes(self) -> np.ndarray:
-        """See `Source`."""
-        return self._episodes
-
-    @property
-    def samples(self) -> tuple[Sample, ...]:
-        """See `Source`."""
-        pairs = zip(self._episodes.tolist(), self.demonstrations, strict=True)
-        return tuple(Sample(a, b, instruction=each.instruction, task=each.instruction) for (a, b), each in pairs)
-
-    def _place(self, row: int) -> tuple[Demonstration, int]:
-        number = int(np.searchsorted(self._episodes[:, 1], row, side="right"))
-        return self.demonstrations[number], row - int(self._episodes[number, 0])
-
     def name(self, row: int) -> str:
         """See `Source`."""
-        demonstration, step = self._place(row)
-        return f"{self.path}: data/{demonstration.name}, step {step}"
+        number, step = self.place(row)
+        return f"{self.path}: data/{self.demonstrations[number].name}, step {step}"
 
     @cached_property
     def notes(self) -> str:
@@ -110,28 +89,14 @@ class RobomimicSource(Source):
         described = [known, self.split, self.rate_hz, [dict(vars(self.layout)[key]) for key in ("cameras", "state")]]
         return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
-    def stamps(self, rows: np.ndarray) -> np.ndarray:
-        """See `Source`."""
-        status = self.path.stat()
-        stamp = np.array([status.st_size, status.st_mtime_ns, status.st_ctime_ns], np.int64)
-        return np.tile(stamp, (len(rows), 1))
-
-    def stamp(self) -> str:
-        """See `Source`."""
-        return f"{self.notes} {self.stamps(np.zeros(1))[0].tolist()}"
-
     def reader(self, rows: np.ndarray) -> Reader:
         """See `Source`."""
-        places = np.searchsorted(self._episodes[:, 1], rows, side="right")
-        parts = tuple(
-            (self.demonstrations[place].name, tuple((rows[places == place] - self._episodes[place, 0]).tolist()))
-            for place in np.unique(places).tolist()
-        )
+        parts = tuple((self.demonstrations[number].name, steps) for number, steps in self.steps(rows))
         return RobomimicReader(self.path, parts, self.layout, self.options.columns, self.options.out_of_range)
 
 
 @dataclass(frozen=True)
-class RobomimicReader(Reader):
+class RobomimicReader(TrajectoryReader):
     """Some steps of a file.
 
     Attributes:
@@ -148,51 +113,29 @@ class RobomimicReader(Reader):
     columns: Columns
     out_of_range: Literal["error", "clip"]
 
-    def frames(self, names: tuple[str, ...]) -> Iterator[Frame | DataError]:
-        """See `Reader`."""
+    def maker(self, names: tuple[str, ...]) -> Make:
+        """See `TrajectoryReader`."""
         actions, states = _readers(self.layout, self.columns, str(self.path))
-        for where, values in self._rows():
-            try:
-                if isinstance(values, DataError):
-                    raise values
-                yield self._frame(where, values, names, actions, states)
-            except DataError as error:
-                yield error
 
-    def _frame(
-        self,
-        where: str,
-        values: Mapping[str, np.ndarray],
-        names: tuple[str, ...],
-        actions: ActionColumns,
-        states: StateColumns,
-    ) -> Frame:
-        """One step, checked.
+        def make(where: str, values: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], float]:
+            arrays, beyond = dict[str, np.ndarray](), 0.0
+            vectors = {key: values[f"obs/{key}"].reshape(1, -1) for key in self.layout.vectors}
+            for name in names:
+                if name in self.layout.cameras:
+                    check_image(where, name, values[f"obs/{name}"])
+                    arrays[name] = values[f"obs/{name}"]
+                elif name == ACTIONS:
+                    taken = actions.take(values["actions"].reshape(1, -1))[0]
+                    arrays[name], beyond = as_action(where, "actions", taken, actions.spec, self.out_of_range)
+                elif name in states.sizes:
+                    arrays[name] = as_vector(where, name, states.take(name, vectors)[0], states.sizes[name])
+                else:
+                    arrays[name] = as_vector(where, name, vectors[name][0], self.layout.privileged[name])
+            return arrays, beyond
 
-        Raises:
-            DataError: a value is not what it should be. Names it.
-        """
-        arrays, beyond = dict[str, np.ndarray](), 0.0
-        vectors = {key: values[f"obs/{key}"].reshape(1, -1) for key in self.layout.vectors}
-        for name in names:
-            if name in self.layout.cameras:
-                check_image(where, name, values[f"obs/{name}"])
-                arrays[name] = values[f"obs/{name}"]
-            elif name == ACTIONS:
-                taken = actions.take(values["actions"].reshape(1, -1))[0]
-                arrays[name], beyond = as_action(where, "actions", taken, actions.spec, self.out_of_range)
-            elif name in states.sizes:
-                arrays[name] = as_vector(where, name, states.take(name, vectors)[0], states.sizes[name])
-            else:
-                arrays[name] = as_vector(where, name, vectors[name][0], self.layout.privileged[name])
-        return Frame(arrays, row_digest(values), beyond)
+        return make
 
-    def digests(self) -> Iterator[np.ndarray]:
-        """See `Reader`."""
-        for _, values in self._rows():
-            yield np.zeros(DIGEST_BYTES, np.uint8) if isinstance(values, DataError) else row_digest(values)
-
-    def _rows(self) -> Iterator[tuple[str, dict[str, np.ndarray] | DataError]]:
+    def rows(self) -> Iterator[tuple[str, dict[str, np.ndarray] | DataError]]:
         """Every step's place, and all that is recorded of it or what is wrong."""
         with opened(self.path) as file:
             for name, steps in self.parts:
