@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,23 @@ def test_it_leaves_a_policy_a_report_and_results(finished: Path) -> None:
     assert (run / "train2" / "policy" / "config.yaml").is_file()
     assert (run / "closed_loop" / "videos" / "chain_000.mp4").stat().st_size > 1000
     assert "<svg" in (run / "report.html").read_text()
+
+
+def test_on_two_devices_everything_but_training_happens_once(tmp_path: Path) -> None:
+    config = write_config(tmp_path, devices=2, batch_size=2, videos=0, execute=[])
+    command = [sys.executable, "-m", "roboflamingo.cli.main", "demo", "--config", str(config)]
+    done = subprocess.run(command, timeout=500, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    run = tmp_path / "demo"
+    for number, steps in ((1, 6), (2, 4)):
+        seen = [line["step"] for line in metrics(run / f"train{number}")]
+        assert seen == sorted(set(seen)) and seen[-1] == steps
+        collection = json.loads((run / "data" / f"round{number}" / "task_D_D" / "collection.json").read_text())
+        assert collection["training"]["episodes"] == 3 - number
+    for label in ("closed_loop", "open_loop"):
+        assert len((run / label / "chains.jsonl").read_text().splitlines()) == 1
+    assert (run / "report.html").is_file() and not list(run.rglob(".*.part"))
 
 
 def test_training_is_budgeted_in_steps(finished: Path) -> None:

@@ -77,34 +77,6 @@ def test_two_processes_train_as_one_with_the_doubled_batch(tmp_path: Path, datas
     assert 0.2 * times[-1] < seconds < 1.05 * times[-1] + 0.1
 
 
-def test_what_follows_training_on_two_devices_happens_once(tmp_path: Path, dataset: Path) -> None:
-    first = tiny_run(tmp_path / "first", dataset, batch_size=2, devices=2, max_steps=2, validation_windows=0)
-    second = replace(first, run=str(tmp_path / "second"), start_from=str(tmp_path / "first" / "policy"))
-    script = tmp_path / "demo.py"
-    script.write_text(
-        f"""
-import os
-from roboflamingo.cli.arguments import parse_config
-from roboflamingo.training.config import TrainConfig
-from roboflamingo.training.train import train
-
-before = dict(os.environ)
-for file in {[str(write_yaml(run, tmp_path / f"{i}.yaml")) for i, run in enumerate((first, second))]}:
-    train(parse_config(TrainConfig, "train", ["--config", file], summary="", examples="-"))
-    assert dict(os.environ) == before or "LOCAL_RANK" in before
-with open({str(tmp_path / "evaluated")!r}, "a") as file:
-    print("evaluated", file=file)
-"""
-    )
-    done = subprocess.run([sys.executable, str(script)], timeout=300, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert (tmp_path / "evaluated").read_text() == "evaluated\n"
-    for run in ("first", "second"):
-        assert [line["step"] for line in metrics(tmp_path / run)] == [1, 2]
-        assert not list((tmp_path / run).glob(".*"))
-
-
 def test_sharded_processes_train_as_one_and_continue_whatever_the_strategy_before(
     tmp_path: Path, dataset: Path, one: Path
 ) -> None:
