@@ -191,6 +191,21 @@ def test_a_caller_that_keeps_back_what_a_policy_must_see_is_told():
     assert not PolicyController(small_policy(window=1), execute=2).watches  # one frame is no distance from any other
 
 
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((48, 48, 3)), r"\(H, W, 3\) uint8 of rgb_static; the observation's is \(48, 48, 3\) float64"),
+        (np.zeros((3, 48, 48), np.uint8), r"the observation's is \(3, 48, 48\) uint8"),
+        (np.zeros((48, 48), np.uint8), r"the observation's is \(48, 48\) uint8"),
+    ],
+)
+def test_images_of_another_kind_are_named(image, said):
+    controller = PolicyController(small_policy())
+    seen = calvin_observation(image, np.zeros((32, 32, 3), np.uint8), np.zeros(15))
+    with pytest.raises(UserError, match=said):
+        controller.act([seen], [controller.start(SENTENCES[0])])
+
+
 def test_a_policy_that_sees_refuses_to_be_blind():
     controller = PolicyController(small_policy())
     blind = calvin_observation(None, None, np.zeros(15))

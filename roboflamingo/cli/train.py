@@ -24,7 +24,7 @@ roboflamingo train --config configs/train_tiny.yaml --run runs/stop --validate_e
 
 def main(arguments: Sequence[str]) -> None:
     """Trains, and after SIGTERM or Ctrl-C leaves with the status that shells give to that signal."""
-    summary = "Trains a policy on CALVIN data sets; a run that was stopped or killed is continued."
+    summary = "Trains a policy on data sets of any kind; a run that was stopped or killed is continued."
     given = parse_given(TrainConfig, "train", arguments, summary=summary, examples=EXAMPLES)
     check_start(given)
     try:

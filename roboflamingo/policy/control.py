@@ -213,6 +213,13 @@ class PolicyController(Policy):
                 held = f"has {', '.join(there)}" if there else "has none"
                 hint = "" if there or kind == "states" else ": choose a renderer"
                 raise UserError(f"the policy reads {', '.join(missing)}; of {kind} the observation {held}{hint}")
+        for name in self.spec.cameras:
+            image = seen.images[name]
+            if np.ndim(image) != 3 or np.shape(image)[-1] != 3 or getattr(image, "dtype", None) != np.uint8:
+                raise UserError(
+                    f"the policy reads images (H, W, 3) uint8 of {name}; the observation's is {np.shape(image)} "
+                    f"{getattr(image, 'dtype', type(image).__name__)}"
+                )
         for name, size in self.spec.state.items():
             if np.shape(seen.state[name]) != (size,):
                 raise UserError(
