@@ -1,1 +1,1 @@
-"""CALVIN's benchmark: play table, tasks, chains, demonstrators, recorder, evaluator. Needs no torch."""
+"""CALVIN's benchmark: play table, tasks, chains, scripted experts, recorder, evaluator. Needs no torch."""

@@ -134,7 +134,7 @@ class Info:
 
 
 class CalvinEnv(Env, Protocol):
-    """A simulator of CALVIN's table: what its chains and demonstrators need of it besides `Env`."""
+    """A simulator of CALVIN's table: what its chains and scripted experts need of it besides `Env`."""
 
     @property
     def scene(self) -> str:

@@ -33,7 +33,7 @@ class Observation:
             `rgb_gripper` (84, 84, 3), or the sizes asked of the simulator.
         state: (n,) floats by name. CALVIN: `robot_obs` (15,): tool position 3, euler xyz 3, finger opening 1, arm
             joints 7, last gripper command 1 (CALVIN SPEC 1.2).
-        privileged: the same for what no robot could measure; only demonstrators, oracle and auxiliary losses read it.
+        privileged: the same for what no robot could measure; only scripted experts, oracle and auxiliary losses see it.
             CALVIN: `scene_obs` (24,): slide, drawer, button, switch, lightbulb, led, then position and euler xyz of
             three blocks **in the scene's own block order** (CALVIN SPEC 1.3).
     """

@@ -1,1 +1,1 @@
-"""CALVIN's tasks, chains, sentences and rates."""
+"""CALVIN's tasks, chains, instructions and rates."""

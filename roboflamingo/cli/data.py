@@ -262,7 +262,12 @@ def _processes(options: Namespace) -> int:
 ACTIONS = {
     "inspect": Action("Tells what a data set holds.", "PATH [--html FILE]", _inspect_options, inspect),
     "verify": Action("Reads every frame and names what is damaged.", "PATH", _reading, verify),
-    "pack": Action("Makes the packed copy ahead of training.", "PATH --out FOLDER", _pack_options, pack),
+    "pack": Action(
+        "Makes the packed copy ahead of training.",
+        "PATH --out FOLDER [--config FILE.yaml] [--KEY VALUE ...]",
+        _pack_options,
+        pack,
+    ),
     "convert": Action("Writes a data set as one of another kind.", USAGE, convert_options, convert),
     "wordings": Action("Makes a file for data.wordings.", "FILE --out FILE", wordings_options, wordings),
 }

@@ -143,7 +143,7 @@ def _report(config: DemoConfig, policy: Path, evaluations: dict[str, Any]) -> Pa
         recipe=(policy.parent / "config.yaml").read_text(),
         videos=sorted((evaluation_folder(config, "closed loop") / "videos").glob("*.mp4")),
         notes=[
-            "Play table and demonstrators are this project's own; do not compare with numbers from CALVIN's data.",
+            "Play table and scripted experts are this project's own; do not compare with numbers from CALVIN's data.",
             f"Actions are kept within {config.leash} m of the arm (target leash), in training data and here.",
         ],
     )

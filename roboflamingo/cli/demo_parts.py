@@ -42,10 +42,10 @@ class DemoConfig:
     Attributes:
         run: folder for everything.
         scene: where demonstrations and chains happen.
-        rounds: the first collects with the demonstrators alone; in each further one (DAgger) the policy acts
+        rounds: the first collects with the scripted experts alone; in each further one (DAgger) the policy acts
             first, and training goes on from its weights with all data.
         tasks_in_a_row: tasks of an episode; fewer mean more different starts among as many frames.
-        max_steps: control steps that a demonstrator has for a task.
+        max_steps: control steps that a scripted expert has for a task.
         validation_episodes: held-out episodes, collected with the first round.
         leash: how far (m) the target pose may lead the arm, in demonstrations and evaluation.
         policy: what is trained.

@@ -29,7 +29,7 @@ class EvaluateConfig:
     """How a policy is evaluated.
 
     Attributes:
-        policy: its folder, or "expert" for the scripted demonstrators.
+        policy: its folder, or "expert" for the scripted experts.
         out: folder for results, finished chains and videos.
         scene: where the chains run.
         settings: which chains, and by which rules.

@@ -14,7 +14,7 @@ from calvin_eval.worlds.playtable.cameras import CameraSizes
 from calvin_eval.worlds.playtable.world import PlayTable
 
 EXPERT = "expert"
-"""Stands for the scripted demonstrators where a policy folder is expected."""
+"""Stands for the scripted experts where a policy folder is expected."""
 
 
 def open_policy(
@@ -31,7 +31,7 @@ def open_policy(
         folder: of a saved policy, or `EXPERT`.
         execute: see `roboflamingo.policy.control.PolicyController`.
         ensemble: likewise.
-        scene: for the demonstrators, who need to know it.
+        scene: for the scripted experts, who need to know it.
         device: cpu or cuda.
         rows: see `roboflamingo.policy.control.PolicyController`.
 
@@ -55,7 +55,7 @@ def check_policy(
     """Makes sure, before any process is started, that a policy can be run so. Its weights are not read.
 
     Returns:
-        Facts for results: "window" and "stride" of the policy. Nothing for the demonstrators.
+        Facts for results: "window" and "stride" of the policy. Nothing for the scripted experts.
 
     Raises:
         FileNotFoundError: there is no policy in the folder.

@@ -1,1 +1,1 @@
-"""CALVIN data sets on disk, made into batches of windows."""
+"""Data sets of any kind, packed into one store and made into batches of windows."""

@@ -1,4 +1,4 @@
-"""Feeds Lightning with batches of windows from packed CALVIN data sets."""
+"""Feeds Lightning with batches of windows from packed data sets."""
 
 from __future__ import annotations
 

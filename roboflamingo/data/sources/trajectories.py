@@ -14,6 +14,7 @@ from roboflamingo.data.sources.base import DIGEST_BYTES, Frame, Reader, Sample, 
 from roboflamingo.data.sources.hdf5 import row_digest
 
 Make: TypeAlias = Callable[[str, Mapping[str, np.ndarray]], tuple[dict[str, np.ndarray], float]]
+"""A row's place and recorded values -> its checked arrays by name, and the largest action that was clipped, or 0."""
 
 
 class HasRows(Protocol):
