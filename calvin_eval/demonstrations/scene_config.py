@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from calvin_eval.worlds.playtable import cameras
+from calvin_eval.worlds.playtable import appearance, cameras
 from calvin_eval.worlds.playtable.robot import (
     ARM,
     ARM_FORCE,
@@ -49,20 +49,20 @@ def _cameras() -> dict[str, Any]:
         "static": {
             "_target_": "calvin_env.camera.static_camera.StaticCamera",
             "name": "static",
-            "fov": cameras.STATIC_FOV,
+            "fov": appearance.STATIC_FOV,
             "aspect": 1,
             "nearval": cameras.STATIC_NEAR_FAR[0],
             "farval": cameras.STATIC_NEAR_FAR[1],
             "width": 200,
             "height": 200,
-            "look_at": list(cameras.STATIC_TARGET),
-            "look_from": list(cameras.STATIC_EYE),
-            "up_vector": list(cameras.STATIC_UP),
+            "look_at": list(appearance.STATIC_TARGET),
+            "look_from": list(appearance.STATIC_EYE),
+            "up_vector": list(appearance.STATIC_UP),
         },
         "gripper": {
             "_target_": "calvin_env.camera.gripper_camera.GripperCamera",
             "name": "gripper",
-            "fov": cameras.GRIPPER_FOV,
+            "fov": appearance.GRIPPER_FOV,
             "aspect": 1,
             "nearval": cameras.GRIPPER_NEAR_FAR[0],
             "farval": cameras.GRIPPER_NEAR_FAR[1],

@@ -126,11 +126,11 @@ _RULES: dict[str, Callable[[State, Block | None], bool]] = {
 }
 
 
-def random_scene_obs(scene: str, rng: np.random.Generator, *, wish: str | None = None) -> np.ndarray:
+def random_scene_obs(scene: str | SceneGeometry, rng: np.random.Generator, *, wish: str | None = None) -> np.ndarray:
     """A random state of the table (24,): doors and lights, and blocks on table, plank, in the drawer or stacked.
 
     Args:
-        scene: one of `calvin_eval.calvin.SCENES`.
+        scene: one of `calvin_eval.calvin.SCENES`, or a geometry.
         rng: where the draws come from.
         wish: a task whose blocks and joints should start where the task needs them (as far as a reset can do so:
             a task that starts with a held block still needs that block lifted first).
@@ -147,7 +147,7 @@ def random_scene_obs(scene: str, rng: np.random.Generator, *, wish: str | None =
         _grant_places(wish, places, rng)
     table = np.zeros(24)
     table[:6] = slide, drawer, 0.0, SWITCH_UP * bulb, bulb, led
-    poses = _block_poses(scene, places, drawer, rng)
+    poses = _block_poses(geometry, places, drawer, rng)
     for i, name in enumerate(geometry.block_order):
         table[6 + 6 * i : 12 + 6 * i] = poses[name]
     return table
@@ -192,9 +192,10 @@ def _grant_places(wish: str, places: dict[str, str], rng: np.random.Generator) -
         places[first] = places[second] = "table"
 
 
-def _block_poses(scene: str, places: dict[str, str], drawer: float, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _block_poses(
+    geometry: SceneGeometry, places: dict[str, str], drawer: float, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
     """Poses (6,) for all blocks, at least a finger's room apart; blocks on others come last."""
-    geometry = scene_geometry(scene)
     for _ in range(1000):
         poses: dict[str, np.ndarray] = {}
         for name in sorted(places, key=lambda n: places[n].startswith("on ")):
@@ -214,7 +215,7 @@ def _block_poses(scene: str, places: dict[str, str], drawer: float, rng: np.rand
         gaps = [np.hypot(*(a - b)[:2]) for i, a in enumerate(flat) for b in flat[:i]]
         if min(gaps, default=1.0) > 0.11:
             return poses
-    raise RuntimeError(f"scene {scene}: no room for blocks at {places} after 1000 draws")
+    raise RuntimeError(f"scene {geometry.name}: no room for blocks at {places} after 1000 draws")
 
 
 def _pose_on(
@@ -241,8 +242,8 @@ def _pose_on(
             return np.array([*position, TABLE_HEIGHT, 0, 0, yaw])
 
 
-def start_for(task: str, scene: str, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
-    """A random start from which a task is possible, at once or after one other task.
+def start_for(task: str, scene: str | SceneGeometry, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
+    """A random start from which a task is possible, at once or after one other task, in a scene or a geometry.
 
     Returns:
         scene_obs (24,) and the tasks to do first: for placing tasks, the lift of a block.
@@ -261,4 +262,4 @@ def start_for(task: str, scene: str, rng: np.random.Generator) -> tuple[np.ndarr
         lifts = [t for t in TASKS if t.startswith("lift_") and possible(t, state)]
         if lifts:
             return scene_obs, [str(rng.choice(lifts))]
-    raise RuntimeError(f"no start for {task} in scene {scene} within 1000 draws")
+    raise RuntimeError(f"no start for {task} in scene {scene_geometry(scene).name} within 1000 draws")

@@ -16,6 +16,7 @@ from calvin_eval.demonstrations.experts import blocks, fixtures, grasp
 from calvin_eval.demonstrations.experts.motion import Goal, action_towards
 from calvin_eval.demonstrations.experts.state import State
 from calvin_eval.protocol import Memory, Observation, Policy
+from calvin_eval.worlds.playtable.scenes import SceneGeometry
 
 Script = Callable[[State], Goal]
 
@@ -66,7 +67,7 @@ def _wants_held(task: str) -> Callable[[str], bool]:
     return lambda name: False
 
 
-def demonstrate(task: str, observation: Observation, scene: str) -> np.ndarray:
+def demonstrate(task: str, observation: Observation, scene: str | SceneGeometry) -> np.ndarray:
     """The scripted expert's action (7,) for a task, in any state.
 
     Raises:
@@ -84,10 +85,10 @@ class Expert(Policy):
     """The scripted experts as a policy; its memory is the name of the task.
 
     Args:
-        scene: the scene its environments show, one of `calvin_eval.calvin.SCENES`.
+        scene: the scene its environments show, one of `calvin_eval.calvin.SCENES`, or their geometry.
     """
 
-    def __init__(self, scene: str) -> None:
+    def __init__(self, scene: str | SceneGeometry) -> None:
         self.scene = scene
 
     def start(self, instruction: str) -> Memory:

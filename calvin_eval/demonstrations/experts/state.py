@@ -101,8 +101,8 @@ class State:
     blocks: dict[str, Block]
 
     @classmethod
-    def read(cls, observation: Observation, scene: str) -> State:
-        """Names the entries of an observation (CALVIN SPEC 1.2, 1.3).
+    def read(cls, observation: Observation, scene: str | SceneGeometry) -> State:
+        """Names the entries of an observation (CALVIN SPEC 1.2, 1.3) of a scene, or of a world of its own geometry.
 
         Raises:
             UserError: the observation carries no scene_obs.

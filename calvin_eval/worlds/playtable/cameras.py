@@ -1,4 +1,4 @@
-"""CALVIN's two cameras (CALVIN SPEC 1.6), and what a renderer is."""
+"""The pictures of CALVIN's two cameras (CALVIN SPEC 1.6), and what a renderer is."""
 
 from __future__ import annotations
 
@@ -8,14 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from calvin_eval.system.errors import UserError
+from calvin_eval.worlds.playtable.appearance import Appearance
 from calvin_eval.worlds.playtable.robot import Robot
 from calvin_eval.worlds.playtable.table import Table
 
-STATIC_EYE = (2.871459009488717, -2.166602199425597, 2.555159848480571)
-STATIC_TARGET = (-0.026242351159453392, -0.0302329882979393, 0.3920000493526459)
-STATIC_UP = (0.4041403970338857, 0.22629790978217404, 0.8862616969685161)
-STATIC_FOV, GRIPPER_FOV = 10.0, 75.0
-"""Opening angles (degrees)."""
 STATIC_NEAR_FAR = (0.01, 10.0)
 GRIPPER_NEAR_FAR = (0.01, 2.0)
 
@@ -42,7 +38,7 @@ class Drawn(Protocol):
     """What renderers need to know of a world.
 
     Attributes:
-        scene: one of `calvin_eval.calvin.SCENES`.
+        appearance: colours, lights and cameras.
         client: pybullet's number of the world.
         robot: the arm.
         table: the play table and its lamps.
@@ -56,7 +52,7 @@ class Drawn(Protocol):
     names: dict[int, str]
 
     @property
-    def scene(self) -> str:
+    def appearance(self) -> Appearance:
         """See above."""
 
     @property

@@ -6,7 +6,8 @@ of two close tones, so that pictures have something to hold on to.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -33,6 +34,7 @@ class Look:
         base, door, drawer: wood of table, sliding door and drawer.
         handle: bars of door and drawer. lever: the switch. button: its disc. floor, wall: around the table.
         grain: contrast of the wood's grain.
+        blocks: colour of each block by name.
     """
 
     base: RGB
@@ -44,6 +46,7 @@ class Look:
     floor: RGB
     wall: RGB
     grain: float
+    blocks: Mapping[str, RGB] = field(default_factory=lambda: BLOCK_COLOURS)
 
 
 LOOKS = {

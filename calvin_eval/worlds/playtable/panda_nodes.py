@@ -9,6 +9,7 @@ from enum import Enum
 import numpy as np
 from panda3d import core
 
+from calvin_eval.worlds.playtable.appearance import Lighting
 from calvin_eval.worlds.playtable.bullet import pybullet as p
 from calvin_eval.worlds.playtable.cameras import Drawn
 from calvin_eval.worlds.playtable.shapes import Shape
@@ -17,9 +18,6 @@ Pose = tuple[Sequence[float], Sequence[float]]
 """Position and quaternion xyzw."""
 WOOD_TILE, FLOOR_TILE = 0.5, 1.6
 """Edge length (m) of a texture tile."""
-AMBIENT = (0.50, 0.50, 0.52)
-DIRECTIONAL = {"key": (0.52, (-0.45, 0.55, -0.9)), "fill": (0.22, (0.8, 0.5, -0.3))}
-"""Strength of each light, and where it shines to."""
 DIGITS, DIGIT = 32, 8
 """How many values of a colour channel number triangles, and how far apart they lie."""
 NO_NUMBER = core.LColor(0, 0, 0, 1)
@@ -33,10 +31,10 @@ class Lit(Enum):
     IN_TEXTURE = "the texture: for what never turns and looks one way"
 
 
-def brightness(normals: np.ndarray) -> np.ndarray:
+def brightness(normals: np.ndarray, lighting: Lighting) -> np.ndarray:
     """How brightly (n, 3) surfaces with these unit normals (n, 3) are lit, as Panda3D would light them."""
-    total = np.tile(AMBIENT, (len(normals), 1))
-    for strength, direction in DIRECTIONAL.values():
+    total = np.tile(lighting.ambient, (len(normals), 1))
+    for _, strength, direction in lighting.directional:
         towards = -np.array(direction) / np.linalg.norm(direction)
         total += strength * np.maximum(0.0, normals @ towards)[:, None]
     return np.minimum(total, 1.0)
@@ -99,13 +97,14 @@ def split_upward(shapes: list[Shape], turn: np.ndarray) -> tuple[list[Shape], li
     return upward, others
 
 
-def geometry(shapes: list[Shape], lit: Lit, turn: np.ndarray) -> core.GeomNode:
+def geometry(shapes: list[Shape], lit: Lit, turn: np.ndarray, lighting: Lighting) -> core.GeomNode:
     """One node for shapes of a link that look alike, its vertices with no more to them than its light needs.
 
     Args:
         shapes: of one link, all with one texture or all without.
         lit: where their light comes from.
         turn: rotation matrix (3, 3) of the link's frame, for light in vertices.
+        lighting: the lights, likewise.
     """
     textured, colours = bool(shapes[0].texture), {shape.colour for shape in shapes}
     by_vertex = lit is Lit.IN_VERTICES or (not textured and len(colours) > 1)
@@ -119,7 +118,7 @@ def geometry(shapes: list[Shape], lit: Lit, turn: np.ndarray) -> core.GeomNode:
         normals = (shape.normals[keep] @ frame).reshape(-1, 3)
         colour = np.tile((1.0, 1.0, 1.0, 1.0) if textured else (*shape.colour, 1.0), (len(corners), 1))
         if lit is Lit.IN_VERTICES:  # this rasteriser multiplies the colour of a lit vertex in twice
-            colour[:, :3] *= colour[:, :3] * brightness(normals @ turn.T)
+            colour[:, :3] *= colour[:, :3] * brightness(normals @ turn.T, lighting)
         values = (corners, normals, colour, (shape.uv[keep] / tile).reshape(-1, 2))
         rows.append(np.hstack([value for value, width in zip(values, columns.values(), strict=True) if width]))
     return _node(np.concatenate(rows), columns)

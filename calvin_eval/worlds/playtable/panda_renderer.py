@@ -15,6 +15,7 @@ import numpy as np
 from panda3d import core
 
 from calvin_eval.worlds.playtable import cameras, looks, panda_nodes
+from calvin_eval.worlds.playtable.appearance import STATIC_UP
 from calvin_eval.worlds.playtable.bullet import pybullet as p
 from calvin_eval.worlds.playtable.panda_nodes import Lit
 from calvin_eval.worlds.playtable.panda_views import ALL, MOVING, SCENERY, StillView, View
@@ -56,11 +57,11 @@ class PandaRenderer:
         if pipe is None:
             raise ImportError("this Panda3D has no p3tinydisplay, its software renderer")
         self._add_lights()
-        wall = core.LColor(*looks.LOOKS[world.scene].wall, 1)
-        self._static = StillView("static", sizes.static, self._root, self._engine, pipe, wall)
-        self._gripper = View("gripper", sizes.gripper, self._root, self._engine, pipe, wall)
-        self._static.node.set_pos(*cameras.STATIC_EYE)
-        self._static.node.look_at(core.LPoint3(*cameras.STATIC_TARGET), core.LVector3(*cameras.STATIC_UP))
+        wall, views = core.LColor(*world.appearance.look.wall, 1), world.appearance.views
+        self._static = StillView("static", sizes.static, self._root, self._engine, pipe, views.static_fov, wall)
+        self._gripper = View("gripper", sizes.gripper, self._root, self._engine, pipe, views.gripper_fov, wall)
+        self._static.node.set_pos(*views.eye)
+        self._static.node.look_at(core.LPoint3(*views.target), core.LVector3(*STATIC_UP))
         self._links: dict[tuple[int, int], core.NodePath] = {}
         self._bodies: dict[str, list[core.NodePath]] = {}
         table = world.table
@@ -112,9 +113,10 @@ class PandaRenderer:
 
     def _add_lights(self) -> None:
         ambient = core.AmbientLight("ambient")
-        ambient.set_color((*panda_nodes.AMBIENT, 1))
+        lighting = self._world.appearance.lighting
+        ambient.set_color((*lighting.ambient, 1))
         self._root.set_light(self._root.attach_new_node(ambient))
-        for number, (name, (strength, direction)) in enumerate(panda_nodes.DIRECTIONAL.items()):
+        for number, (name, strength, direction) in enumerate(lighting.directional):
             light = core.DirectionalLight(name)
             light.set_priority(number)  # or else the order of addition, and with it the rounding, goes by addresses
             light.set_color((strength, strength, strength, 1))
@@ -150,13 +152,16 @@ class PandaRenderer:
     def _add_node(self, shapes: list[Shape], lit: Lit) -> core.NodePath:
         first = shapes[0]
         turn = panda_nodes.link_turn(self._world, first.uid, first.link)
-        node = self._links[first.uid, first.link].attach_new_node(panda_nodes.geometry(shapes, lit, turn))
+        lighting = self._world.appearance.lighting
+        geometry = panda_nodes.geometry(shapes, lit, turn, lighting)
+        node = self._links[first.uid, first.link].attach_new_node(geometry)
         if lit is not Lit.BY_PANDA:
             node.set_light_off()
         if first.texture:
-            grain = looks.LOOKS[self._world.scene].grain
+            grain = self._world.appearance.look.grain
             image = looks.checker(first.colour) if first.texture == "floor" else looks.wood(first.colour, grain)
-            light = panda_nodes.brightness(np.array([[0.0, 0.0, 1.0]])) if lit is Lit.IN_TEXTURE else 1.0
+            upward = np.array([[0.0, 0.0, 1.0]])
+            light = panda_nodes.brightness(upward, lighting) if lit is Lit.IN_TEXTURE else 1.0
             node.set_texture(panda_nodes.texture((image * light).round().astype(np.uint8)))
         if lit is Lit.IN_TEXTURE:
             node.set_color(1, 1, 1, 1)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 from panda3d import core
 
-from calvin_eval.worlds.playtable import cameras
-
 ALL, MOVING, SCENERY = (core.BitMask32.bit(number) for number in range(3))
 """What a camera may be shown: everything; what moves, and as depth alone what may hide it; what never moves."""
 DRAWN = {"static": (2, 1), "gripper": (3, 2)}
@@ -16,7 +14,6 @@ OFFSET_PIXELS = {"static": core.LVecBase2(-1.6, -0.2), "gripper": core.LVecBase2
 """Film offset (drawn pixels) with which silhouettes agree best with the judge's."""
 NEAR_FAR = {"static": (2.0, 9.0), "gripper": (0.015, 3.0)}
 """Narrower than CALVIN's, to keep the depth buffer sharp; nothing lies outside."""
-FOV = {"static": cameras.STATIC_FOV, "gripper": cameras.GRIPPER_FOV}
 NOTHING = core.LColor(0, 0, 0, 0)
 COLOUR_BITS = 0x00FFFFFF
 
@@ -29,6 +26,7 @@ class View:
         size: edge length (pixels) of the picture given.
         root: of the scene.
         engine, pipe: Panda3D's, of one world.
+        fov: opening angle, degrees.
         background: where nothing is drawn.
     """
 
@@ -39,6 +37,7 @@ class View:
         root: core.NodePath,
         engine: core.GraphicsEngine,
         pipe: core.GraphicsPipe,
+        fov: float,
         background: core.LColor,
     ) -> None:
         self._size, self._drawn = size, DRAWN[name]
@@ -55,7 +54,7 @@ class View:
         self._buffer.add_render_texture(self._texture, core.GraphicsOutput.RTM_copy_ram)
         self._background = background
         lens = core.PerspectiveLens()
-        lens.set_fov(FOV[name])
+        lens.set_fov(fov)
         lens.set_near_far(*NEAR_FAR[name])
         film = lens.get_film_size()[0]
         lens.set_film_offset(OFFSET_PIXELS[name][0] * film / width, OFFSET_PIXELS[name][1] * film / height)

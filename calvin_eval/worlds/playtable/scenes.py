@@ -35,7 +35,7 @@ class SceneGeometry:
     """One scene.
 
     Attributes:
-        name: one of `calvin_eval.calvin.SCENES`.
+        name: one of `calvin_eval.calvin.SCENES`; of a varied one (`variations.py`) that which it was made from.
         block_order: the blocks in the order in which scene_obs lists them; it differs between scenes.
         block_lengths: long edge (m) of each block; the other two are `BLOCK_THICKNESS`.
         button: (3,) centre of the button's base.
@@ -150,12 +150,14 @@ _SCENES = {
 }  # fmt: skip
 
 
-def scene_geometry(scene: str) -> SceneGeometry:
-    """The geometry of a scene.
+def scene_geometry(scene: str | SceneGeometry) -> SceneGeometry:
+    """The geometry of a scene by name; one of a world that has its own is given back as it is.
 
     Raises:
         UserError: no such scene.
     """
+    if isinstance(scene, SceneGeometry):
+        return scene
     if scene not in _SCENES:
         raise UserError(f"scene {scene!r} does not exist; choose one of {', '.join(SCENES)}")
     return _SCENES[scene]

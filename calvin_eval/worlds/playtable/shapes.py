@@ -6,11 +6,13 @@ Read from the physics server itself, so that any renderer shows what the physics
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
 import fast_simplification
 import numpy as np
+import pybullet_data
 
 from calvin_eval.worlds.playtable import looks
 from calvin_eval.worlds.playtable.bullet import pybullet as p
@@ -60,22 +62,36 @@ def collect_shapes(world: Drawn) -> list[Shape]:
             link, kind, dimensions, filename, position, quaternion = data[1:7]
             index = counts.get(link, 0)
             counts[link] = index + 1
-            triangles = _triangles(kind, dimensions, filename.decode())
-            crease = CREASE if kind in (p.GEOM_MESH, p.GEOM_SPHERE, p.GEOM_CYLINDER) else 0.0
+            name = filename.decode()
+            lasting = kind != p.GEOM_MESH or name.startswith(pybullet_data.getDataPath())
+            mesh = (_kept_mesh if lasting else _mesh)(kind, dimensions, name)
             colour, texture = _paint(world, body, link, index)
             shapes.append(
                 Shape(
-                    body, uid, link, index, np.array(position), np.array(quaternion), triangles,
-                    corner_normals(triangles, crease), _planar_uv(triangles), colour, texture,
+                    body, uid, link, index, np.array(position), np.array(quaternion), *mesh, colour, texture
                 )
             )  # fmt: skip
     return shapes
 
 
+def _mesh(kind: int, dimensions: tuple[float, ...], filename: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Triangles, normals at their corners and texture coordinates of a shape."""
+    triangles = _triangles(kind, dimensions, filename)
+    crease = CREASE if kind in (p.GEOM_MESH, p.GEOM_SPHERE, p.GEOM_CYLINDER) else 0.0
+    arrays = triangles, corner_normals(triangles, crease), _planar_uv(triangles)
+    for array in arrays:
+        array.setflags(write=False)  # shared between worlds
+    return arrays
+
+
+_kept_mesh = lru_cache(maxsize=512)(_mesh)
+"""The same for shapes that their arguments tell all about: a process makes the robot's but once."""
+
+
 def _paint(world: Drawn, body: str, link: int, index: int) -> tuple[looks.RGB, str]:
-    look = looks.LOOKS[world.scene]
-    if body in looks.BLOCK_COLOURS:
-        return looks.BLOCK_COLOURS[body], ""
+    look = world.appearance.look
+    if body in look.blocks:
+        return look.blocks[body], ""
     if body == "plane":
         return look.floor, "floor"
     if body in ("robot", "pedestal"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from calvin_eval.worlds.playtable import cameras, looks
+from calvin_eval.worlds.playtable.appearance import STATIC_UP
 from calvin_eval.worlds.playtable.bullet import pybullet as p
 from calvin_eval.worlds.playtable.robot import CAMERA_LINK
 from calvin_eval.worlds.playtable.shapes import collect_shapes
@@ -31,9 +32,10 @@ class TinyRenderer:
                 rgbaColor=[*shape.colour, 1],
                 physicsClientId=world.client,
             )
-        self._static_view = p.computeViewMatrix(cameras.STATIC_EYE, cameras.STATIC_TARGET, cameras.STATIC_UP)
-        self._static_lens = p.computeProjectionMatrixFOV(cameras.STATIC_FOV, 1.0, *cameras.STATIC_NEAR_FAR)
-        self._gripper_lens = p.computeProjectionMatrixFOV(cameras.GRIPPER_FOV, 1.0, *cameras.GRIPPER_NEAR_FAR)
+        views = world.appearance.views
+        self._static_view = p.computeViewMatrix(views.eye, views.target, STATIC_UP)
+        self._static_lens = p.computeProjectionMatrixFOV(views.static_fov, 1.0, *cameras.STATIC_NEAR_FAR)
+        self._gripper_lens = p.computeProjectionMatrixFOV(views.gripper_fov, 1.0, *cameras.GRIPPER_NEAR_FAR)
 
     def render(self) -> tuple[np.ndarray, np.ndarray]:
         """Static (S, S, 3) and gripper (G, G, 3) image, uint8."""

@@ -23,6 +23,7 @@ from calvin_eval.protocol import Observation
 from calvin_eval.specs import RobotSpec
 from calvin_eval.system.errors import UserError
 from calvin_eval.worlds.playtable import urdf
+from calvin_eval.worlds.playtable.appearance import Appearance, appearance_of
 from calvin_eval.worlds.playtable.bullet import pybullet as p
 from calvin_eval.worlds.playtable.cameras import CameraSizes, Renderer
 from calvin_eval.worlds.playtable.renderers import make_renderer
@@ -42,10 +43,11 @@ class PlayTable:
     """One world. Several live side by side in a process; closing one leaves the others alone.
 
     Args:
-        scene: "A", "B", "C" or "D".
+        scene: "A", "B", "C" or "D", or a geometry of its own.
         renderer: "panda3d" (fast), "tinyrenderer" (pybullet's own, slow), or "none" for states only.
         sizes: edge lengths (pixels) of the two square images.
         seed: for the block positions of a reset without scene_obs.
+        appearance: colours, lights and cameras; the scene's by default.
 
     Raises:
         UserError: an unknown scene or renderer.
@@ -55,12 +57,14 @@ class PlayTable:
 
     def __init__(
         self,
-        scene: str = "D",
+        scene: str | SceneGeometry = "D",
         renderer: str = "panda3d",
         sizes: CameraSizes | None = None,
         seed: int = 0,
+        appearance: Appearance | None = None,
     ) -> None:
         self.geometry: SceneGeometry = scene_geometry(scene)
+        self.appearance = appearance or appearance_of(self.geometry.name)
         self._rng = np.random.default_rng(seed)
         self._client = p.connect(p.DIRECT)
         if self._client < 0:
