@@ -13,7 +13,17 @@ ROOT = Path(__file__).parents[1]
 CONTRACT = ("protocol", "specs", "calvin", "system")
 """What `roboflamingo` may take from `calvin_eval` outside its command line."""
 FLOORS = {
-    "calvin_eval": ["system", "specs", "protocol", "calvin", "worlds", "benchmark", "demonstrations", "evaluation"],
+    "calvin_eval": [
+        "system",
+        "specs",
+        "protocol",
+        "calvin",
+        "worlds",
+        "benchmark",
+        "demonstrations",
+        "captions",
+        "evaluation",
+    ],
     "roboflamingo": ["heads", "backbone", "policy", "weights", "training", "cli"],
 }
 """Each may import those before it."""

@@ -7,6 +7,7 @@ in those into which noise or a learned policy brought the robot.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -43,7 +44,7 @@ class Block:
     euler: np.ndarray
     size: np.ndarray
 
-    @property
+    @cached_property
     def axes(self) -> np.ndarray:
         """Rotation matrix (3, 3); columns are the block's axes in the world."""
         return Rotation.from_euler("xyz", self.euler).as_matrix()

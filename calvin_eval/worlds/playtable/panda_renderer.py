@@ -91,7 +91,7 @@ class PandaRenderer:
     def masks(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """What is seen of each body, as boolean images by body name."""
         self._sync()
-        self._static.show_all()
+        backdrop = self._static.lay_aside()
         names = list(self._bodies)
         states = {node: node.get_state() for nodes in self._bodies.values() for node in nodes}
         for number, name in enumerate(names):
@@ -103,6 +103,7 @@ class PandaRenderer:
         codes = [view.image()[..., 0].astype(int) for view in (self._static, self._gripper)]
         for node, state in states.items():
             node.set_state(state)
+        self._static.put_back(backdrop)
         static, gripper = ({name: abs(code - 10 * (i + 1)) < 5 for i, name in enumerate(names)} for code in codes)
         return static, gripper
 

@@ -126,6 +126,18 @@ class StillView(View):
         self._backdrop = None
         super().show_all(background)
 
+    def lay_aside(self) -> np.ndarray | None:
+        """Shows this camera everything, and returns the backdrop, if there is one, for `put_back`."""
+        backdrop = self._backdrop
+        self.show_all()
+        return backdrop
+
+    def put_back(self, backdrop: np.ndarray | None) -> None:
+        """Goes on with a backdrop that was laid aside; nothing of it may have changed in the meantime."""
+        if backdrop is not None:
+            self._backdrop = backdrop
+            self._show(MOVING, NOTHING)
+
     def image(self) -> np.ndarray:
         """The last picture (S, S, 3) uint8."""
         if self._backdrop is None:

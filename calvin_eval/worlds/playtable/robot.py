@@ -88,7 +88,7 @@ class Robot:
             joints, gripper = self._relative(np.asarray(action, dtype=float))
         elif len(action) == 3:
             position, orientation, gripper = tuple(action)
-            joints = self._absolute(position, orientation)
+            joints = self.joints_for(position, orientation)
         else:
             raise UserError(f"an action has 7 numbers, or is (position, orientation, gripper); this has {len(action)}")
         value = float(np.asarray(gripper).reshape(-1)[0])
@@ -121,11 +121,17 @@ class Robot:
             raise UserError(f"the gripper entry of an action must be exactly -1 (close) or 1 (open), not {action[6]}")
         self.target_position = self.target_position + MAX_REL_POS * action[:3]
         self.target_euler = self.target_euler + MAX_REL_ORN * action[3:6]
-        return self._absolute(self.target_position.tolist(), self.target_euler.tolist()), action[6]
+        return self.joints_for(self.target_position.tolist(), self.target_euler.tolist()), action[6]
 
-    def _absolute(
+    def joints_for(
         self, position: Sequence[float] | np.ndarray, orientation: Sequence[float] | np.ndarray
     ) -> list[float]:
+        """Arm joints (7,) towards a tool pose, from the present ones; far poses take several calls to come near to.
+
+        Args:
+            position: (3,) m.
+            orientation: euler xyz (3,) or quaternion (4,).
+        """
         quaternion = p.getQuaternionFromEuler(orientation) if len(orientation) == 3 else orientation
         joints = p.calculateInverseKinematics(
             self.uid, TCP_LINK, position, quaternion, **NULL_SPACE, physicsClientId=self.client
@@ -144,8 +150,8 @@ class Robot:
             return self._relative(np.asarray(values, dtype=float))
         if kind == "cartesian_abs":
             if len(values) == 3:
-                return self._absolute(values[0], values[1]), values[2]
-            return self._absolute(values[:3], values[3:-1]), values[-1]
+                return self.joints_for(values[0], values[1]), values[2]
+            return self.joints_for(values[:3], values[3:-1]), values[-1]
         offset = self.observe()[7:14] if kind == "joint_rel" else np.zeros(7)
         return offset + np.asarray(values[:7], dtype=float), values[7]
 
