@@ -82,7 +82,7 @@ def on_table_side(facts: Facts, rng: np.random.Generator) -> Pair | None:
 
 
 def turned(facts: Facts, rng: np.random.Generator) -> Pair | None:
-    """How a block's long side lies."""
+    """How a block's long side lies: along the table's front edge, across it, or with its far end to one side."""
     answers = {}
     for name in facts.told():
         block = facts.blocks[name]

@@ -7,14 +7,17 @@ import numpy as np
 from calvin_eval.captions.facts import Facts, grid
 from calvin_eval.captions.of_blocks import Pair
 from calvin_eval.captions.phrases import THINGS, colour, one_of, say, the_block
+from calvin_eval.demonstrations.experts import grasp
 
-HAND = "(the gripper|the hand|the robot)"
+HAND = "(the gripper|the hand)"
 AXES = (("right", "left"), ("behind", "front"), ("up", "down"))
 """What the two directions of x, y and z are called, the positive one first."""
 THERE, LITTLE, SOME = 0.02, 0.06, 0.15
 """Distances (m) along an axis up to which nothing, "little" and "some" is said of it; beyond it is "far"."""
 SKIPPED = 0.6
 """Share of questions with the answer "nothing" that is left out: it is true more often than all others together."""
+STRAIGHT, FAR_TURN = 0.15, 0.6
+"""Turns of the hand (rad) up to which nothing is said of them, and from which they are far."""
 FIXTURES = ("door", "drawer", "button", "switch")
 
 
@@ -22,10 +25,34 @@ def holding(facts: Facts, rng: np.random.Generator) -> Pair | None:
     """What the gripper holds."""
     if facts.held is None and rng.random() < SKIPPED:
         return None
-    question = (
-        "(what does {hand} hold|what is {hand} holding|which block is in the gripper|what is between the fingers)"
+    question = "(what does {hand} hold|what is {hand} holding|which block is in the gripper)"
+    return say(question, rng, hand="(the gripper|the hand|the robot)"), "nothing" if facts.held is None else colour(
+        facts.held
     )
-    return say(question, rng, hand=HAND), "nothing" if facts.held is None else colour(facts.held)
+
+
+def between(facts: Facts, rng: np.random.Generator) -> Pair | None:
+    """Which block is between the fingers, open or closed, deep enough to be grasped."""
+    inside = [name for name, block in facts.blocks.items() if facts.state.straddles(block)]
+    if len(inside) > 1 or (not inside and rng.random() < SKIPPED):
+        return None
+    question = "(what|which block) is between the fingers"
+    return say(question, rng), colour(inside[0]) if inside else "nothing"
+
+
+def turn(facts: Facts, rng: np.random.Generator) -> Pair | None:
+    """Which way the hand must turn to grasp a block."""
+    names = [name for name in facts.told() if facts.held is None]
+    if not names:
+        return None
+    name = one_of(rng, names)
+    angle = grasp.grasp_yaw(facts.state, facts.blocks[name]) - facts.state.yaw
+    size = abs(angle)
+    if min(abs(size - border) for border in (STRAIGHT, FAR_TURN)) < 0.03:
+        return None
+    way = f"{'left' if angle > 0 else 'right'} {'little' if size < FAR_TURN else 'far'}"
+    question = "(which way must {hand} turn to (grasp|take) {block}|how must {hand} turn for {block})"
+    return say(question, rng, hand=HAND, block=the_block(name)), "straight" if size < STRAIGHT else way
 
 
 def gripper_state(facts: Facts, rng: np.random.Generator) -> Pair | None:

@@ -14,13 +14,16 @@ from calvin_eval.captions.facts import BLOCK, GRIPPER, Facts
 from calvin_eval.captions.of_blocks import Pair
 from calvin_eval.captions.of_fixtures import door_side, drawer_way
 from calvin_eval.captions.of_gripper import AXES
-from calvin_eval.captions.phrases import colour, one_of
+from calvin_eval.captions.phrases import colour, one_of, say
 from calvin_eval.captions.wordings import instruction
 from calvin_eval.demonstrations.experts import demonstrate
 from calvin_eval.demonstrations.starts import possible
 
 MOVES, TURNS = 0.15, 0.2
 """Shares of the largest translation and rotation of an action under which nothing is said of them."""
+
+LIFTED = "(lift|pick up|raise|grab) the {c} (block|block|cube|brick|object)"
+"""What is done while a block is held: from where it was lifted, no present state tells."""
 
 
 def short_form(task: str) -> str:
@@ -55,7 +58,8 @@ def done(facts: Facts, rng: np.random.Generator) -> Pair | None:
         return None
     task = one_of(rng, tasks)
     frame = one_of(rng, ("is the following done {}", "is this done {}", "has this been done {}"))
-    return frame.format(instruction(task, rng)), "yes" if wanted else "no"
+    sentence = say(LIFTED, rng, c=task.split("_")[1]) if task.startswith("lift") else instruction(task, rng)
+    return frame.format(sentence), "yes" if wanted else "no"
 
 
 def states_of_tasks(facts: Facts) -> dict[str, bool]:
@@ -77,7 +81,7 @@ def states_of_tasks(facts: Facts) -> dict[str, bool]:
     for name in facts.told():
         lifted = facts.places[name] == GRIPPER
         if lifted or facts.held != name:
-            known[f"lift_{colour(name)}_block_table"] = lifted
+            known[f"lift_{colour(name)}_block_table"] = lifted  # from wherever: see LIFTED
     return known
 
 

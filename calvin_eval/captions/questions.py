@@ -32,6 +32,8 @@ KINDS: dict[str, tuple[Kind, float]] = {
     "led": (of_fixtures.led, 0.6),
     "switch": (of_fixtures.switch, 0.5),
     "holding": (of_gripper.holding, 0.8),
+    "between": (of_gripper.between, 0.6),
+    "turn": (of_gripper.turn, 0.8),
     "gripper_state": (of_gripper.gripper_state, 0.5),
     "nearest": (of_gripper.nearest, 0.8),
     "above": (of_gripper.above, 0.6),

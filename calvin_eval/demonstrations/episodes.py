@@ -24,6 +24,7 @@ from calvin_eval.protocol import Observation, Policy, check_returned
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, PROBABILITY, Range, check_ranges
 from calvin_eval.worlds.leash import TargetLeash
+from calvin_eval.worlds.playtable.scenes import SceneGeometry
 
 GRIPPER = ACTION_SIZE - 1
 
@@ -139,6 +140,11 @@ class _Acting:
         return observation
 
 
+def _layout(env: CalvinEnv) -> str | SceneGeometry:
+    """Where an environment's fixtures are: its own geometry if it has one, as play tables do, else its scene's."""
+    return getattr(env, "geometry", None) or env.scene
+
+
 def demonstrate_task(
     env: CalvinEnv,
     observation: Observation,
@@ -170,7 +176,7 @@ def demonstrate_task(
     handover = int(rng.integers(0, max(1, settings.max_steps // 2))) if actor is not None else 0
     with nullcontext() if actor is None else closing(_Acting(env, actor, instruction)) as acting:
         for step in range(settings.max_steps):
-            label = demonstrate(task, observation, env.scene)
+            label = demonstrate(task, observation, _layout(env))
             executed = acting(observation) if acting is not None and step < handover else disturb(label)
             observation = env.step(executed, render=settings.render)
             segment.labels.append(label)
@@ -202,7 +208,7 @@ def demonstrate_episode(
         next_task: picks one of the possible tasks; uniformly by default.
     """
     env = TargetLeash(env, settings.leash) if settings.leash is not None else env
-    scene_obs, before = start_for(wish, env.scene, rng)
+    scene_obs, before = start_for(wish, _layout(env), rng)
     observation = env.reset(None, scene_obs, render=settings.render)
     wanted = [*before, wish]
     segments: list[Segment] = []
@@ -210,7 +216,7 @@ def demonstrate_episode(
         if wanted:
             task = wanted.pop(0)
         else:
-            state = State.read(observation, env.scene)
+            state = State.read(observation, _layout(env))
             choices = [task for task in TASKS if possible(task, state)]
             if not choices:
                 break

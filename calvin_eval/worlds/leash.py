@@ -19,6 +19,7 @@ Non-obvious behaviours
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -75,6 +76,11 @@ class TargetLeash:
     def scene(self) -> str:
         """The environment's scene."""
         return self._env.scene
+
+    @property
+    def geometry(self) -> Any:
+        """The environment's own geometry, as a play table has; None where it has none."""
+        return getattr(self._env, "geometry", None)
 
     @property
     def renderer(self) -> str:
