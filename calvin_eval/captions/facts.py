@@ -28,6 +28,8 @@ SEEN = {"static": (0.0007, 0.0002), "gripper": (0.004, 0.0005)}
 BULB_CENTRE, LED_CENTRE = np.array([0.0, 0.028, 0.022]), np.array([0.0, 0.0, 0.008])
 """Middle (m) of the two lights, from where they are fixed."""
 BUTTON_CENTRE = np.array([0.0, 0.0, 0.012])
+ABOUT_FINGERS = 0.07
+"""Distance (m) from the tool to a block's middle up to which the fingers might hold it."""
 GRID_ORIGIN = np.array([-0.44, -0.50, 0.30])
 """Where numbers of places count from: the table's left edge, half a metre before its middle, 30 cm high (m)."""
 LARGEST = 99
@@ -43,6 +45,7 @@ class Facts:
         places: where each block is: one of `PLACES` or ELSEWHERE.
         below: on which block each block of place BLOCK lies.
         held: the block between closed fingers, if any; it may still touch what it was taken from.
+        unsure: whether a block that is not held is so near to the fingers, and touched by the robot, that it might be.
         shares: the share of each camera's picture that each block fills; None where nobody looked.
     """
 
@@ -51,6 +54,7 @@ class Facts:
     places: Mapping[str, str]
     below: Mapping[str, str]
     held: str | None
+    unsure: bool
     shares: Mapping[str, Mapping[str, float]] | None
 
     @property
@@ -115,13 +119,15 @@ def facts_of(
         UserError: the observation carries no scene_obs.
     """
     state = State.read(observation, geometry)
-    held = state.holding()
+    touched = {name for name, block in info.blocks.items() if any(c.body == "robot" for c in block.contacts)}
+    held = next((name for name, block in state.blocks.items() if name in touched and state.held(block)), None)
+    near = (name for name in touched if np.linalg.norm(state.blocks[name].position - state.tool) < ABOUT_FINGERS)
     places, below = {}, {}
     for name, block in state.blocks.items():
         supports = {contact for contact in info.blocks[name].contacts if contact.body != "robot"}
         lower = _lower(block, state)
-        if held is not None and held.name == name and not supports:
-            places[name] = GRIPPER
+        if not supports:
+            places[name] = GRIPPER if held == name else ELSEWHERE
         elif lower is not None:
             places[name], below[name] = BLOCK, lower
         else:
@@ -132,7 +138,7 @@ def facts_of(
             camera: {name: float(mask[name].mean()) for name in BLOCKS}
             for camera, mask in zip(CAMERAS, masks, strict=True)
         }
-    return Facts(observation, state, places, below, None if held is None else held.name, shares)
+    return Facts(observation, state, places, below, held, any(name != held for name in near), shares)
 
 
 def _lower(block: Block, state: State) -> str | None:

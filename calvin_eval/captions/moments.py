@@ -50,6 +50,8 @@ STARTS = 40
 LEASH = 0.05
 NOISE = Noise()
 IK_ROUNDS = 6
+GRASP_WIDTH = 0.0375
+"""Opening (m) that fingers measure while they hold the narrow side of a block."""
 IK_ERROR = 0.01
 """How far (m) the tool may be off the place that was drawn."""
 DEEP = -0.002
@@ -191,17 +193,20 @@ def _random_arm(
     yaw = FRONT_YAW + rng.uniform(-1.9, 1.9)
     roll, pitch = tilt(reach_lean(place) + rng.normal(0, 0.08, 2), yaw)
     euler = np.array([np.pi + roll, pitch, yaw])
-    arm = _inverse_kinematics(world, place, euler)
-    if arm is None:
+    found = _inverse_kinematics(world, place, euler)
+    if found is None:
         return None
+    arm, position, hand = found
     width = float(rng.choice([0.0, 0.08, 0.08, rng.uniform(0.0, 0.08)]))
     if rng.random() < 0.3:
         free = [name for name in BLOCKS if not any(_lies_on(pose, poses[name]) for pose in poses.values())]
         name = free[rng.integers(len(free))]
-        width = BLOCK_THICKNESS - 0.0004
-        turn = Rotation.from_euler("xyz", euler) * Rotation.from_euler("x", -np.pi)
-        along = Rotation.from_euler("xyz", euler).apply([rng.uniform(-0.012, 0.012), 0, rng.uniform(-0.012, 0.012)])
-        poses[name] = np.concatenate([place + along, turn.as_euler("xyz")])
+        width = GRASP_WIDTH
+        aside = hand.apply(
+            [rng.uniform(-0.012, 0.012), 0, rng.uniform(-0.012, 0.012)]
+        )  # not along the fingers' opening
+        turn = hand * Rotation.from_euler("x", -np.pi)
+        poses[name] = np.concatenate([position + aside, turn.as_euler("xyz")])
     return np.concatenate([np.zeros(6), [width], arm, [1.0]])
 
 
@@ -218,22 +223,24 @@ def _random_place(
     slide, drawer, _, switch = joints[:4]
     near = [pose[:3] for pose in poses.values()]
     near += [geometry.slide_handle(slide), geometry.drawer_bar(drawer), geometry.button, geometry.switch_bar(switch)]
-    spread = float(rng.choice([0.02, 0.05, 0.10]))
+    spread = float(rng.choice([0.01, 0.04, 0.10]))
     offset = rng.normal(0, spread, 3)
-    offset[2] = abs(offset[2]) + 0.005
+    offset[2] = 0.005 + (rng.uniform(0, 0.15) if rng.random() < 0.5 else abs(offset[2]))  # straight above, or about
     return near[rng.integers(len(near))] + offset
 
 
-def _inverse_kinematics(world: PlayTable, place: np.ndarray, euler: np.ndarray) -> np.ndarray | None:
-    """Arm joints (7,) that bring the tool there."""
+def _inverse_kinematics(
+    world: PlayTable, place: np.ndarray, euler: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, Rotation] | None:
+    """Arm joints (7,) that bring the tool about there, and where they bring it: its position (3,) and orientation."""
     robot, client = world.robot, world.client
     joints = np.array(RESTING_JOINTS)
     for _ in range(IK_ROUNDS):
         for joint, value in enumerate(joints):
             p.resetJointState(robot.uid, joint, value, physicsClientId=client)
-        reached = p.getLinkState(robot.uid, TCP_LINK, computeForwardKinematics=1, physicsClientId=client)[0]
-        if np.linalg.norm(place - reached) < IK_ERROR:
-            return joints
+        state = p.getLinkState(robot.uid, TCP_LINK, computeForwardKinematics=1, physicsClientId=client)
+        if np.linalg.norm(place - state[0]) < IK_ERROR:
+            return joints, np.array(state[0]), Rotation.from_quat(state[1])
         joints = np.array(robot.joints_for(place, euler))
     return None
 

@@ -23,7 +23,7 @@ FIXTURES = ("door", "drawer", "button", "switch")
 
 def holding(facts: Facts, rng: np.random.Generator) -> Pair | None:
     """What the gripper holds."""
-    if facts.held is None and rng.random() < SKIPPED:
+    if facts.held is None and (facts.unsure or rng.random() < SKIPPED):
         return None
     question = "(what does {hand} hold|what is {hand} holding|which block is in the gripper)"
     return say(question, rng, hand="(the gripper|the hand|the robot)"), "nothing" if facts.held is None else colour(
@@ -58,6 +58,8 @@ def turn(facts: Facts, rng: np.random.Generator) -> Pair | None:
 def gripper_state(facts: Facts, rng: np.random.Generator) -> Pair | None:
     """Whether the fingers are open."""
     width = facts.state.width
+    if facts.held is None and facts.unsure:
+        return None
     if facts.held is not None:
         answer = f"closed on {colour(facts.held)}"
     elif width > 0.07:
@@ -107,7 +109,7 @@ def above(facts: Facts, rng: np.random.Generator) -> Pair | None:
     under = [name for name in aside if aside[name] < 0.025]
     if len(under) > 1 or (not under and min(aside.values(), default=1.0) < 0.07):
         return None
-    if not under and rng.random() < SKIPPED:
+    if not under and rng.random() < 2 * SKIPPED - SKIPPED**2:  # rarer still to be above something
         return None
     question = "(what is below {hand}|what is {hand} above|over what is {hand}|what is straight under {hand})"
     return say(question, rng, hand=HAND), under[0] if under else "nothing"

@@ -103,6 +103,8 @@ def _fingers_open(facts: Facts) -> bool | None:
 def _holding(facts: Facts, rng: np.random.Generator, truth: bool) -> str | None:
     colours = [colour(name) for name in facts.blocks]
     held = None if facts.held is None else colour(facts.held)
+    if held is None and facts.unsure:
+        return None
     if truth:
         chosen = held
     else:

@@ -46,7 +46,7 @@ OWN = {
     "turn_off_lightbulb": f"(turn off|switch off|deactivate|power off|extinguish|darken) the {A_BULB}",
     "turn_on_led": f"(turn on|switch on|light|activate|power on) the {AN_LED}",
     "turn_off_led": f"(turn off|switch off|deactivate|power off|darken) the {AN_LED}",
-    "push_into_drawer": "(push|shove|slide|sweep|drop|knock|nudge|move) the {thing} (over the edge|off the table|) "
+    "push_into_drawer": "(push|shove|slide|sweep|knock|nudge|move) the {thing} (over the edge|off the table|) "
     "(into|in|inside) the (drawer|open drawer)",
 }
 """Of each task, or of each family of tasks by its first word."""
