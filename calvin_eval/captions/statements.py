@@ -157,5 +157,5 @@ def yes_no(facts: Facts, rng: np.random.Generator) -> Pair | None:
     if text is None:
         return None
     return say(
-        "(is it true that|is this right|does this hold|true or not) {text}", rng, text=text
+        "(is it true that|is this right|is this so|true or not) {text}", rng, text=text
     ), "yes" if truth else "no"
