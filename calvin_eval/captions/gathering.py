@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from calvin_eval.calvin import GRIPPER, SCENES, STATIC
@@ -45,6 +46,8 @@ from calvin_eval.worlds.playtable.variations import UNSEEN, random_variation
 from calvin_eval.worlds.playtable.world import PlayTable
 
 SETTINGS, INDEX, TEXTS = "settings.json", "index.json", "texts.jsonl"
+DRAWN = CameraSizes()
+"""Sizes at which pictures are drawn."""
 PICTURES, ASKING, WORLDS = range(3)
 """What a shard's generators of random numbers are for."""
 
@@ -63,7 +66,8 @@ class GatherSettings:
         scattered: share of pictures of random states; the others show scripted experts at work.
         every: control steps from one picture of an expert to the next, on average.
         questions: texts about a picture, at most.
-        static: edge (pixels) of the static camera's pictures.
+        static: edge (pixels) of the static camera's pictures, which are drawn at CALVIN's size and made smaller as a
+            policy's images are: each pixel is the mean of the area that it covers.
         gripper: edge of the gripper camera's.
         seed: decides everything.
     """
@@ -77,15 +81,16 @@ class GatherSettings:
     scattered: float = 0.3
     every: int = 4
     questions: int = 12
-    static: int = 108
-    gripper: int = 72
+    static: int = 96
+    gripper: int = 64
     seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scenes", tuple(self.scenes))
         check_ranges(
             self, "settings", plain=PROBABILITY, frames=COUNT, shard=COUNT, per_world=COUNT, scattered=PROBABILITY,
-            every=COUNT, questions=COUNT, static=Range(8), gripper=Range(8), seed=SEED,
+            every=COUNT, questions=COUNT, static=Range(8, DRAWN.static), gripper=Range(8, DRAWN.gripper),
+            seed=SEED,
         )  # fmt: skip
         if not self.scenes or set(self.scenes) - set(SCENES) or len(set(self.scenes)) < len(self.scenes):
             raise UserError(f"settings.scenes is {self.scenes}; scenes are {', '.join(SCENES)}, each once")
@@ -216,7 +221,8 @@ class _Job:
             rng = np.random.default_rng([settings.seed, shard, PICTURES, len(worlds)])
             for observation in _moments(world, rng, count, settings):
                 seen = world.observe()
-                static[number], gripper[number] = seen.images[STATIC], seen.images[GRIPPER]
+                static[number] = _smaller(seen.images[STATIC], settings.static)
+                gripper[number] = _smaller(seen.images[GRIPPER], settings.gripper)
                 facts = facts_of(world.geometry, observation, world.info(), world.masks())
                 states.append(state_targets(facts))
                 texts.append(ask(facts, asking, settings.questions))
@@ -239,7 +245,6 @@ class _Job:
     def _worlds(self, shard: int, size: int) -> Iterator[tuple[str, PlayTable, int]]:
         """The worlds of a shard, one after another: the scene's name, the world, and how many pictures of it."""
         settings = self.settings
-        sizes = CameraSizes(settings.static, settings.gripper)
         first = shard * -(-settings.shard // settings.per_world)
         for number, start in enumerate(range(0, size, settings.per_world)):
             rng = np.random.default_rng([settings.seed, shard, WORLDS, number])
@@ -247,9 +252,9 @@ class _Job:
             count = min(settings.per_world, size - start)
             if settings.varied and rng.random() >= settings.plain:
                 variation = random_variation(rng, (scene,))
-                world = PlayTable(variation.geometry, sizes=sizes, appearance=variation.appearance)
+                world = PlayTable(variation.geometry, sizes=DRAWN, appearance=variation.appearance)
             else:
-                world = PlayTable(scene, sizes=sizes)
+                world = PlayTable(scene, sizes=DRAWN)
             with world:
                 yield scene, world, count
 
@@ -259,6 +264,11 @@ def _moments(world: PlayTable, rng: np.random.Generator, count: int, settings: G
     scattered = round(settings.scattered * count)
     yield from islice(expert_moments(world, rng, settings.every), count - scattered)
     yield from islice(scattered_moments(world, rng), scattered)
+
+
+def _smaller(image: np.ndarray, size: int) -> np.ndarray:
+    """An image (H, H, 3) uint8 as (size, size, 3) uint8."""
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
 
 
 def _layout(world: PlayTable) -> dict[str, Any]:
