@@ -17,7 +17,8 @@ from roboflamingo.data.sampling import BatchNumbers, WindowStream
 from roboflamingo.data.sources import open_source
 from roboflamingo.data.sources.base import SourceOptions
 from roboflamingo.data.sources.calvin.plain import load_plain_dict
-from roboflamingo.data.windows import Variety, Windows
+from roboflamingo.data.variety import Variety
+from roboflamingo.data.windows import Windows
 from roboflamingo.training.config_parts import ConfigError, DataConfig
 from roboflamingo.training.datamodule import open_windows
 from roboflamingo.training.train import train

@@ -180,8 +180,13 @@ class Flamingo(nn.Module):
         return tokens if self.config.fusion == "pre" else self.cameras * tokens
 
     def see(self, images: Sequence[Tensor]) -> Tensor:
-        """Images (N, H, W, 3) uint8 of each camera -> visual tokens (N, R, Dv), one camera's behind the other's."""
-        tokens = self._encoded(images)
+        """Images (N, H, W, 3) uint8 of each camera -> visual tokens (N, R, Dv), one camera's behind the other's.
+
+        In the place of images there may be what the vision encoder has made of them: tokens (N, V, Dv), of any
+        precision.
+        """
+        kept = images[0].is_floating_point()
+        tokens = [each.float() for each in images] if kept else self._encoded(images)
         if self.config.fusion == "pre":
             return self.perceiver(torch.cat(tokens, dim=1))
         if self.perceiver_further:

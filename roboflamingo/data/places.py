@@ -33,6 +33,11 @@ def packed_at(path: Path) -> list[Path]:
     return [folder for folder in found if not folder.name.endswith(".building")]
 
 
+def cache_beside(path: Path) -> Path:
+    """Where what is made of a data set goes, if nothing else is asked for: `packed/` in it, or beside it if a file."""
+    return path.with_name(f"{path.name}.packed") if path.is_file() else path / "packed"
+
+
 def splits_at(path: Path) -> tuple[str, ...]:
     """The splits of the data set, packed or not, that lies there.
 
@@ -65,8 +70,7 @@ def pack_or_find(
         DataError: see `pack_all`; a packed folder holds what `settings` forbid.
     """
     console = console or Console(stderr=True)
-    first = places[0][0]
-    cache = cache or (first.with_name(f"{first.name}.packed") if first.is_file() else first / "packed")
+    cache = cache or cache_beside(places[0][0])
     sources = [open_source(path, split, settings.options) for path, split in places if not is_packed(path)]
     made = iter(pack_all(sources, cache, settings, images, processes=processes, console=console) if sources else [])
     folders = []

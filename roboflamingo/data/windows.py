@@ -18,8 +18,9 @@ and whatever the data set,
     frame_mask   (B, T) bool
     instruction  list of B sentences
     goal_NAME    (B, S, S, 3) uint8 for every camera, where samples are goals: a later frame of the sample
-What was not packed is left out, as for policies that do not read it. Windows that need a frame that could not be read
-do not exist.
+What was not packed is left out, as for policies that do not read it. Where tokens of a frozen vision encoder are kept
+(`with_tokens`), they stand in the place of the images: (B, T, V, D) fp16, goals' (B, V, D). Windows that need a frame
+that could not be read do not exist.
 
 Whatever of a window is drawn at random (its length, the wording, the goal) is a function of a seed and of its place in
 the stream of windows: a number beyond the windows' count says both, `place * len(windows) + number`.
@@ -28,7 +29,8 @@ the stream of windows: a number beyond the windows' count says both, `place * le
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +43,8 @@ from roboflamingo.data.errors import DataError
 from roboflamingo.data.samples import SampleTable, sample_table
 from roboflamingo.data.sources.base import ACTIONS, SampleKind
 from roboflamingo.data.store.reading import PackedFolder
-
-
-@dataclass(frozen=True)
-class Variety:
-    """What of a window is drawn anew whenever it is drawn.
-
-    Attributes:
-        seed: decides, with the place in the stream.
-        shortest: least number of frames; each number from it to T is as likely. None for always T.
-        wordings: other sentences by task, each as likely as the annotated one.
-    """
-
-    seed: int = 0
-    shortest: int | None = None
-    wordings: Mapping[str, Sequence[str]] = field(default_factory=dict)
+from roboflamingo.data.tokens.reading import FrameTokens
+from roboflamingo.data.variety import Variety
 
 
 class Windows(Dataset[Any]):
@@ -107,6 +96,7 @@ class Windows(Dataset[Any]):
         self.kind, self.variety = kind, variety
         self.folders = [PackedFolder(folder, cameras) for folder in packed]
         self.contents = [folder.content for folder in self.folders]
+        self._tokens: tuple[FrameTokens, ...] = ()
         self._names = self._common_names(cameras, vectors)
         self._first_rows = np.concatenate([[0], np.cumsum([folder.frames for folder in self.folders])])
         self.samples = sample_table(self.folders, kind)
@@ -156,6 +146,21 @@ class Windows(Dataset[Any]):
         self.samples = samples
         self._count()
 
+    def with_tokens(self, tokens: Sequence[FrameTokens], seed: int | None = None) -> Windows:
+        """The same windows with tokens in the place of images.
+
+        Args:
+            tokens: of every folder, with the same cameras and shifts.
+            seed: decides which shift of each camera's images a window shows, with its place in the stream; None shows
+                images that were not moved.
+        """
+        other = copy(self)
+        other._tokens = tuple(tokens)
+        shifts = {camera: count for camera, count in tokens[0].cameras.items() if count > 1}
+        if seed is not None and shifts:
+            other.variety = replace(self.variety or Variety(seed), shifts=shifts)
+        return other
+
     @property
     def instructions(self) -> tuple[str, ...]:
         """The sentence of every sample."""
@@ -203,11 +208,13 @@ class Windows(Dataset[Any]):
         sample = np.searchsorted(self._ends, window, side="right")
         first, stop = self._bounds[sample].T[:, :, None]  # each (B, 1)
         last = first + (window - self._ends[sample] + self._lengths[sample])[:, None]
-        instructions = [self.instructions[i] for i in sample]
-        goals = None
+        instructions, tasks = ([named[i] for i in sample] for named in (self.instructions, self.tasks))
+        goals, moved = last[:, 0], {}
         if self.variety is not None or self.kind == "goal":
-            shown, instructions, goals = self._drawn(place, window, sample, last[:, 0])
-            first = np.maximum(first, last - self.stride * (shown[:, None] - 1))
+            told, stops = list(zip(instructions, tasks, strict=True)), self._bounds[sample, 1]
+            drawn = (self.variety or Variety()).draw(place, window, goals, stops, told, self.window)
+            first = np.maximum(first, last - self.stride * (drawn.shown[:, None] - 1))
+            instructions, moved, goals = drawn.sentences, drawn.moved, drawn.goals
         frames_BT = last - self.stride * np.arange(self.window - 1, -1, -1)
         frame_mask = frames_BT >= first
         if self.grows:
@@ -218,32 +225,16 @@ class Windows(Dataset[Any]):
         steps_BTK = frames_BT[:, :, None] + np.arange(self.chunk)
         action_mask = steps_BTK < stop[:, :, None]
         steps_BTK = np.minimum(steps_BTK, stop[:, :, None] - 1)
-        batch: dict[str, Any] = {name: self._take(name, frames_BT) for name in self._names}
-        if goals is not None:
+        batch: dict[str, Any] = {name: self._take(name, frames_BT, moved.get(name)) for name in self._names}
+        if self.kind == "goal":
             cameras = [name for name in self._names if name in self.folders[0].spec.cameras]
-            batch |= {f"goal_{name}": self._take(name, goals) for name in cameras}
+            batch |= {f"goal_{name}": self._take(name, goals, moved.get(name)) for name in cameras}
         return batch | {
             "actions": self._take(ACTIONS, steps_BTK),
             "action_mask": action_mask if self.kind != "caption" else np.zeros_like(action_mask),
             "frame_mask": frame_mask,
             "instruction": instructions,
         }
-
-    def _drawn(
-        self, place: np.ndarray, window: np.ndarray, sample: np.ndarray, last: np.ndarray
-    ) -> tuple[np.ndarray, list[str], np.ndarray | None]:
-        """What is drawn for each window: frames shown (B,), sentences, goals' rows (B,)."""
-        variety = self.variety or Variety()
-        shown, goals = np.full(len(window), self.window), last.copy()
-        sentences: list[str] = []
-        for i, number in enumerate(sample.tolist()):
-            random = np.random.default_rng([variety.seed, int(place[i]), int(window[i])])
-            if variety.shortest is not None:
-                shown[i] = random.integers(min(variety.shortest, self.window), self.window + 1)
-            texts = (self.instructions[number], *variety.wordings.get(self.tasks[number], ()))
-            sentences.append(texts[random.integers(len(texts))])
-            goals[i] = random.integers(min(last[i] + 1, self._bounds[number, 1] - 1), self._bounds[number, 1])
-        return shown, sentences, goals if self.kind == "goal" else None
 
     def of_task(self, task: str) -> np.ndarray:
         """The numbers of a task's windows."""
@@ -253,19 +244,34 @@ class Windows(Dataset[Any]):
         """One packed array of numbers whole, (frames of all folders, ...); rows that could not be read left out."""
         return np.concatenate([np.delete(f.column(name), f.damaged, axis=0) for f in self.folders])
 
-    def _take(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """`rows` of one array, counted through all folders; its shape follows that of `rows`."""
+    def _take(self, name: str, rows: np.ndarray, moved: np.ndarray | None = None) -> np.ndarray:
+        """`rows` of one array, counted through all folders; its shape follows that of `rows`.
+
+        Args:
+            name: of the array; a camera's are its tokens, where these are kept.
+            rows: (B, ...).
+            moved: (B,) number of the shift of every window's images; None for none.
+        """
+        if moved is not None:
+            moved = np.broadcast_to(moved.reshape(-1, *[1] * (rows.ndim - 1)), rows.shape)
         if len(self.folders) == 1:
-            return self.folders[0].take(name, rows)
+            return self._held(0, name, rows, moved)
         taken: np.ndarray | None = None
         owner = np.searchsorted(self._first_rows, rows, side="right") - 1
         for i in np.unique(owner):
-            part = self.folders[i].take(name, rows[owner == i] - self._first_rows[i])
+            mine = owner == i
+            part = self._held(i, name, rows[mine] - self._first_rows[i], None if moved is None else moved[mine])
             if taken is None:
                 taken = np.empty(rows.shape + part.shape[1:], part.dtype)
-            taken[owner == i] = part
+            taken[mine] = part
         assert taken is not None
         return taken
+
+    def _held(self, folder: int, name: str, rows: np.ndarray, moved: np.ndarray | None) -> np.ndarray:
+        """The same of one folder, whose rows are counted from 0."""
+        if self._tokens and name in self._tokens[folder].cameras:
+            return self._tokens[folder].take(name, rows, moved)
+        return self.folders[folder].take(name, rows)
 
 
 def last_frames(frame_mask: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,18 @@ from roboflamingo.policy.base_config import BasePolicyConfig
 from roboflamingo.policy.inputs import state_vector
 
 DEFAULT = "roboflamingo"
+
+
+class Vision(NamedTuple):
+    """What of a policy sees single images and nothing else.
+
+    Attributes:
+        encoder: images (N, H, W, 3) uint8 -> tokens (N, V, D).
+        settings: what else than its weights decides what it computes, as plain values.
+    """
+
+    encoder: nn.Module
+    settings: Mapping[str, Any]
 
 
 class LearnedPolicy(nn.Module, ABC):
@@ -62,9 +74,9 @@ class LearnedPolicy(nn.Module, ABC):
         """What to backpropagate ("loss") and its parts, over the steps inside the segments.
 
         Args:
-            batch: images (B, T, H, W, 3) uint8 of every camera of `config.seen`, actions (B, T, K, A), action_mask
-                (B, T, K), frame_mask (B, T), instruction (B sentences), what `config.vectors` names (B, T, n), and
-                what else the config asks for.
+            batch: images (B, T, H, W, 3) uint8 of every camera of `config.seen`, or tokens in their place (see
+                `vision`), actions (B, T, K, A), action_mask (B, T, K), frame_mask (B, T), instruction (B sentences),
+                what `config.vectors` names (B, T, n), and what else the config asks for.
             draws: for policies that sample; drawn anew where it is None.
         """
 
@@ -106,6 +118,10 @@ class LearnedPolicy(nn.Module, ABC):
                     "everything trains; leave it out"
                 )
         return {id(parameter) for parameter in self.parameters()}
+
+    def vision(self) -> Vision | None:
+        """Its vision encoder, if tokens (B, T, V, D) that it made may stand in a batch in the place of images."""
+        return None
 
     def large_layers(self) -> Iterator[nn.Module]:
         """The layers whose activations `checkpoint_activations` computes again, and which `compile` compiles."""
@@ -173,7 +189,7 @@ class LearnedPolicy(nn.Module, ABC):
     # --- what a batch holds ---------------------------------------------------------------------
 
     def images(self, batch: Mapping[str, Any]) -> list[Tensor]:
-        """The images (B, T, H, W, 3) that the policy looks at, camera by camera.
+        """The images (B, T, H, W, 3) that the policy looks at, or tokens (B, T, V, D) of them, camera by camera.
 
         Raises:
             UserError: the batch lacks a camera. Names it.

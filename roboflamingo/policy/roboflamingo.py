@@ -8,6 +8,7 @@ K chunk, D width, A numbers in an action, C in its code. The module keeps nothin
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from calvin_eval.calvin import ROBOT_OBS, SCENE_OBS
 from roboflamingo.backbone import Flamingo, Text
 from roboflamingo.backbone.flamingo import FlamingoLayer, stack
 from roboflamingo.heads import Actions, Draws, Prediction, build_head
-from roboflamingo.policy.base import LearnedPolicy
+from roboflamingo.policy.base import LearnedPolicy, Vision
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.inputs import AUXILIARY_SIZE, auxiliary_targets, random_shift
 from roboflamingo.policy.pooling import Pooling
@@ -67,13 +68,14 @@ class RoboFlamingo(LearnedPolicy):
         """What to backpropagate ("loss") and its parts, over the steps inside the segments.
 
         Args:
-            batch: images (B, T, H, W, 3) uint8 of every camera of `config.seen`, actions (B, T, K, A), action_mask
-                (B, T, K), frame_mask (B, T), instruction (B sentences); what `config.vectors` names (B, T, n);
-                robot_obs (B, T, 15) where something reads it, and scene_obs (B, T, 24) for the auxiliary loss.
+            batch: images (B, T, H, W, 3) uint8 of every camera of `config.seen`, or the vision encoder's tokens
+                (B, T, V, Dv) of them, which are not shifted any more; actions (B, T, K, A), action_mask (B, T, K),
+                frame_mask (B, T), instruction (B sentences); what `config.vectors` names (B, T, n); robot_obs
+                (B, T, 15) where something reads it, and scene_obs (B, T, 24) for the auxiliary loss.
             draws: noise of heads that sample (see `Head.loss`), for every frame of the windows.
         """
         images = self.images(batch)
-        if self.training:
+        if self.training and not images[0].is_floating_point():
             shifts = [self.config.cameras[name].shift for name in self.config.seen]
             images = [random_shift(each, shift) for each, shift in zip(images, shifts, strict=True)]
         media = self.see(images)
@@ -104,7 +106,7 @@ class RoboFlamingo(LearnedPolicy):
         return self.head.predict(frames, noise, at=at)
 
     def see(self, images: Sequence[Tensor]) -> Tensor:
-        """Images (B, T, H, W, 3) uint8 of every camera -> tokens (B, T, R, Dv)."""
+        """Images (B, T, H, W, 3) uint8 of every camera, or tokens (B, T, V, Dv) of them -> tokens (B, T, R, Dv)."""
         return self.backbone.see([each.flatten(0, 1) for each in images]).unflatten(0, images[0].shape[:2])
 
     def read(self, instruction: Sequence[str], *, padded: bool = False) -> Text:
@@ -137,6 +139,11 @@ class RoboFlamingo(LearnedPolicy):
         some = self.parameters() if everything else chosen_parameters(self, self.backbone, wanted)
         copies = {id(p) for layer in self.backbone.layers if layer.res_layer for p in layer.res_layer.parameters()}
         return {id(parameter) for parameter in some} - copies
+
+    def vision(self) -> Vision:
+        """The vision encoder, which all cameras share; where its weights came from changes nothing."""
+        config = self.config.backbone
+        return Vision(self.backbone.vision_encoder, asdict(replace(config.vision, source=None)))
 
     def large_layers(self) -> Iterator[nn.Module]:
         """The decoder layers of the language model and the cross-attention between them, which run one by one."""

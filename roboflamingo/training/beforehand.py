@@ -16,6 +16,7 @@ from roboflamingo.training.config_parts import ConfigError
 from roboflamingo.training.extras import check_extras
 from roboflamingo.training.optimizer import weight_decay_groups
 from roboflamingo.training.trainable import choose_trainable
+from roboflamingo.training.vision_tokens import check_vision_tokens
 from roboflamingo.weights.checkpoint import CONFIG, WEIGHTS
 
 STAND_IN = Statistics((0.0,), (1.0,))
@@ -37,6 +38,7 @@ def check_beforehand(config: TrainConfig) -> None:
         if getattr(config, key) and next(policy.large_layers(), None) is None:
             raise ConfigError(f"{key} does nothing with policy.kind {config.policy.kind}, which has no large layers")
     choose_trainable(policy, config)
+    check_vision_tokens(policy, config)
     weight_decay_groups(policy, 0.0, config.optimizer.decay_only)
     _check_space(policy, config)
 

@@ -43,6 +43,15 @@ class DataConfig:
         balance_tasks: draws every task equally often instead of every window.
         out_of_range: what happens to relative actions beyond [-1, 1], which no head can say: error refuses the data
             and names the frame; clip brings them into the range and says how many there were.
+        vision_tokens: whether the tokens of a frozen vision encoder are computed once, kept in the cache and trained
+            from in the place of images. auto does where it can and where it saves time: nothing of the encoder trains
+            (trainable.everything and trainable.vision are false, policy.backbone.lora.vision is 0), its tokens take at
+            most token_gb, and training looks at no fewer frames than would have to be encoded; always does in any
+            case, or says what hinders it; never trains from images. A run says which it does.
+        token_shifts: of how many random shifts of each image tokens are kept, the image itself included; a window
+            draws one for each camera. Fewer where token_gb, or with auto the length of training, leaves room for
+            fewer only.
+        token_gb: the most that all vision tokens of a run may take on the disk (10^9 bytes).
         workers: processes that read ahead; 0 reads between two steps, which takes about a millisecond where images lie
             decoded, and some ten where they lie compressed.
         pack_processes: processes that pack; None for one per core.
@@ -62,6 +71,9 @@ class DataConfig:
     fraction: float = 1.0
     balance_tasks: bool = False
     out_of_range: Literal["error", "clip"] = "error"
+    vision_tokens: Literal["auto", "never", "always"] = "auto"
+    token_shifts: int = 4
+    token_gb: float = 20.0
     workers: int = 0
     pack_processes: int | None = None
 
@@ -74,6 +86,8 @@ class DataConfig:
             stride=COUNT,
             shortest_window=COUNT,
             fraction=SHARE,
+            token_shifts=COUNT,
+            token_gb=AMOUNT,
             workers=AMOUNT,
             pack_processes=COUNT,
         )

@@ -24,7 +24,8 @@ from roboflamingo.data.sources import open_source
 from roboflamingo.data.sources.base import SourceOptions
 from roboflamingo.data.store.index import read_index, read_sealed, write_sealed
 from roboflamingo.data.store.settings import PackSettings, spec_from_json
-from roboflamingo.data.windows import Variety, Windows, to_tensors
+from roboflamingo.data.variety import Variety
+from roboflamingo.data.windows import Windows, to_tensors
 from roboflamingo.policy.actions import pose_statistics, taken_over, vector_statistics, with_action_statistics
 from roboflamingo.policy.base_config import Config
 from roboflamingo.training.config import TrainConfig

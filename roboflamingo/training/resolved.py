@@ -20,6 +20,7 @@ FREE_TO_CHANGE = frozenset(
         "max_epochs",
         "max_minutes",
         "data.cache",
+        "data.token_gb",
         "data.workers",
         "data.pack_processes",
         "checkpoint_activations",

@@ -34,6 +34,7 @@ from roboflamingo.training.resolved import check_same_config, unused_keys, write
 from roboflamingo.training.session import Session
 from roboflamingo.training.stopping import Patience
 from roboflamingo.training.trainable import choose_trainable
+from roboflamingo.training.vision_tokens import with_vision_tokens
 from roboflamingo.weights.checkpoint import CONFIG, load_policy, read_config
 
 
@@ -162,6 +163,7 @@ def fit(
         checkpoint_activations(policy)
     if config.compile:
         compile_layers(policy)
+    windows = with_vision_tokens(policy, config, windows, console, continued=saved is not None)
     data = WindowDataModule(config, *windows, progress.step * config.accumulate)
     module = PolicyModule(policy, config, progress, FiniteWatch(config, data))
     session = Session(module, data, saved, console)

@@ -163,10 +163,11 @@ def _make(
     missing = [packing for packing, folder in zip(packings, found, strict=True) if folder is None]
     for packing in missing:  # what is wrong with all frames comes out before any is packed
         packing.look()
-    with _cache_errors(cache):
+    advice = f"data is packed into {cache}: set data.cache to a folder that can be written to and has room"
+    with cache_errors(cache, advice):
         cache.mkdir(parents=True, exist_ok=True)
         _check_space(missing, cache)
-        with _locked(cache, console):
+        with locked(cache, "packing", console):
             for packing in missing:
                 packing.make(processes)
 
@@ -184,28 +185,25 @@ def _check_space(packings: Sequence[Packing], cache: Path) -> None:
 
 
 @contextmanager
-def _locked(cache: Path, console: Console) -> Iterator[None]:
-    """Holds the cache for this process; says so where it has to wait for another."""
+def locked(cache: Path, doing: str, console: Console) -> Iterator[None]:
+    """Holds a folder for this process, which is `doing` something; says so where it has to wait for another."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(folder_lock(cache, "packing"))
+            stack.enter_context(folder_lock(cache, doing))
         except UserError as error:
             owner = str(error).split(";")[0]
             console.print(f"waiting: {owner}", soft_wrap=True, markup=False, highlight=False)
-            stack.enter_context(folder_lock(cache, "packing", wait=True))
+            stack.enter_context(folder_lock(cache, doing, wait=True))
         yield
 
 
 @contextmanager
-def _cache_errors(cache: Path) -> Iterator[None]:
+def cache_errors(cache: Path, advice: str) -> Iterator[None]:
     """Turns errors of the disk into advice."""
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{error.filename or cache}: {error.strerror or error}; data is packed into {cache}: set data.cache to a "
-            "folder that can be written to and has room"
-        ) from error
+        raise DataError(f"{error.filename or cache}: {error.strerror or error}; {advice}") from error
 
 
 def tell_shortcomings(folder: Path, console: Console) -> None:

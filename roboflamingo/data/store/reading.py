@@ -43,6 +43,7 @@ class PackedFolder:
         frames: N, rows.
         episodes: (R, 2) int64, rows that follow one another in one episode.
         damaged: (M,) int64, rows that could not be read when they were packed.
+        images: how they are kept, decoded or compressed.
         threads: that decode images; one a core, and no more where several processes read.
 
     Raises:
@@ -59,6 +60,7 @@ class PackedFolder:
         self.frames = int(index["frames"])
         self.episodes = np.array(index["episodes"], np.int64).reshape(-1, 2)
         self.damaged = np.array([row for row, _ in index["damaged"]], np.int64)
+        self.images = str(index["images"])
         self._block, self._shots = int(index["block"]), tuple(index["cameras"])
         self._arrays = arrays_of(index)
         self._sizes = self._shown(cameras)
@@ -141,6 +143,10 @@ class PackedFolder:
         piece = -(-len(rows) // self.threads)
         parts = self._pool.map(decode, [rows[first : first + piece] for first in range(0, len(rows), piece)])
         return [image for part in parts for image in part]
+
+    def edge(self, camera: str) -> int:
+        """Edge (pixels) of a camera's images as they are given; 0 where each has its recorded size."""
+        return self._sizes[camera] if camera in self._shots else self._arrays[camera][0][1]
 
     @property
     def held(self) -> RobotSpec:
