@@ -100,6 +100,12 @@ def test_what_it_cannot_be_asked_is_named(changed: dict[str, Any], message: str,
         train(a_run(tmp_path / "run", dataset, **changed), console=QUIET)
 
 
+def test_it_has_no_vision_tokens_to_keep(tmp_path: Path, dataset: Path) -> None:
+    config = a_run(tmp_path / "run", dataset)
+    with pytest.raises(ConfigError, match=r"vision_tokens is always, and policy\.kind cloning has no vision encoder"):
+        train(replace(config, data=replace(config.data, vision_tokens="always")), console=QUIET)
+
+
 def test_a_config_is_of_one_kind() -> None:
     with pytest.raises(UserError, match=r"policy\.kind is 'cloning', and PolicyConfig is the config"):
         PolicyConfig(kind="cloning")

@@ -148,7 +148,7 @@ class TokenFolder:
             if first not in done:
                 shape, _ = self.arrays[TOKENS]
                 done[first] = write_rows(self.building, TOKENS, shape, first, self._tokens(rows))
-                append_line(self.building / DONE, sealed({"first": first, "checksum": done[first]}))
+                append_line(self.building / DONE, sealed({"first": first, "crc": done[first]}))
             on_rows(len(rows))
         note_verified(self.building, self.arrays)
         blocks = {TOKENS: {str(first): done[first] for first in sorted(done)}}
@@ -166,7 +166,7 @@ class TokenFolder:
                 held.append(opened(line, DONE))
         if not held or held[0] != {"key": self.key}:
             return None
-        done = {line["first"]: line["checksum"] for line in held[1:]}
+        done = {line["first"]: line["crc"] for line in held[1:]}
         checksums = {TOKENS: {str(first): checksum for first, checksum in done.items()}}
         try:
             damaged = {row for _, row in damaged_blocks(self.building, self.arrays, checksums, BLOCK)}

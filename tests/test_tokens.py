@@ -1,0 +1,348 @@
+"""Kept vision tokens: known by content, whole or not there, and read by window and shift."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from calvin_eval.system.files import append_line, read_lines
+from calvin_eval.system.sealing import sealed
+from mutations import damaged
+from roboflamingo.data.errors import DataError
+from roboflamingo.data.store.reading import PackedFolder
+from roboflamingo.data.tokens.caching import WantedTokens, cache_tokens
+from roboflamingo.data.tokens.making import BLOCK, DONE, TokenFolder
+from roboflamingo.data.tokens.reading import INDEX, FrameTokens
+from roboflamingo.data.tokens.shifts import shifted, shifts_of
+from roboflamingo.data.windows import Windows
+from roboflamingo.policy.inputs import random_shift
+from synthetic import pack_split, view, write_split
+
+QUIET = Console(quiet=True)
+SHAPE = (3, 2)
+"""V and D of the tokens here."""
+CAMERAS = {"rgb_static": 6, "rgb_gripper": 4}
+
+
+@dataclass
+class Linear:
+    """An encoder: numbers of an image, weighted."""
+
+    scale: float = 1.0
+    name: str = "linear"
+    seen: list[int] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.name} {self.scale}".encode()).hexdigest()
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        self.seen.append(len(images))
+        flat = images.reshape(len(images), -1).astype(np.float32)
+        weights = np.random.default_rng(0).normal(size=(flat.shape[1], SHAPE[0] * SHAPE[1])).astype(np.float32)
+        return (self.scale / 255) * (flat @ weights).reshape(-1, *SHAPE)
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    write_split(tmp_path / "set" / "training", lengths=[4, 3, 6], overlap=1)
+    return pack_split(tmp_path / "set" / "training", tmp_path / "packed", view(6, 4, "robot_obs"))
+
+
+def tokens_of(packed: Path, encode: Linear, count: int = 3, console: Console = QUIET) -> FrameTokens:
+    shifts = {camera: shifts_of(1, count) for camera in CAMERAS}
+    wanted = WantedTokens(PackedFolder(packed, CAMERAS), dict.fromkeys(CAMERAS, SHAPE), shifts)
+    return cache_tokens([wanted], packed.parent / "tokens", encode, console)[0]
+
+
+def folder_of(packed: Path, encode: Linear) -> TokenFolder:
+    where = packed.parent / "tokens"
+    where.mkdir(exist_ok=True)
+    return TokenFolder(PackedFolder(packed, CAMERAS), "rgb_static", (0, 0), SHAPE, encode, where)
+
+
+# --- shifts --------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 4), st.integers(1, 90), st.integers(1, 90))
+def test_fewer_shifts_are_the_first_of_more_and_no_shift_is_the_first(largest: int, few: int, many: int) -> None:
+    one, other = shifts_of(largest, min(few, many)), shifts_of(largest, max(few, many))
+    assert other[: len(one)] == one
+    assert one[0] == (0, 0)
+    assert len(set(other)) == len(other) == min(max(few, many), (2 * largest + 1) ** 2)
+    assert max(abs(pixels) for shift in other for pixels in shift) <= largest
+
+
+def test_shifts_are_those_of_training_on_images() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (1, 7, 5, 3), np.uint8)
+    known = {shifted(image, shift).tobytes(): shift for shift in shifts_of(2, 25)}
+    drawn = random_shift(torch.from_numpy(image).expand(300, 1, 7, 5, 3), 2).numpy()
+    assert {known[each.tobytes()] for each in drawn} == set(shifts_of(2, 25))
+
+
+# --- the store -----------------------------------------------------------------------------------
+
+
+def test_tokens_are_the_encoders_of_every_row_and_shift(packed: Path) -> None:
+    tokens, folder, encode = tokens_of(packed, Linear()), PackedFolder(packed, CAMERAS), Linear()
+    rows = np.arange(folder.frames)
+    for camera in CAMERAS:
+        for number, shift in enumerate(shifts_of(1, 3)):
+            wanted = encode(shifted(folder.take(camera, rows), shift))
+            found = tokens.take(camera, rows, np.full(len(rows), number))
+            assert found.dtype == np.float16
+            np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_rows_of_a_window_come_at_the_windows_shift(packed: Path) -> None:
+    tokens = tokens_of(packed, Linear())
+    rows, moved = np.array([[0, 1], [5, 6], [2, 2]]), np.array([[2, 2], [0, 0], [1, 1]])
+    found = tokens.take("rgb_static", rows, moved)
+    for place in np.ndindex(rows.shape):
+        alone = tokens.take("rgb_static", rows[place].reshape(1), moved[place].reshape(1))[0]
+        np.testing.assert_array_equal(found[place], alone)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(tokens)).take("rgb_static", rows, moved), found)
+
+
+def test_tokens_are_made_once_and_shared_by_runs_with_fewer_shifts(packed: Path) -> None:
+    first, second, third = Linear(), Linear(), Linear()
+    tokens_of(packed, first, 2)
+    tokens_of(packed, second, 1)
+    tokens_of(packed, third, 3)
+    rows = PackedFolder(packed).frames
+    cameras = len(CAMERAS)
+    assert sum(first.seen) == 2 * cameras * rows
+    assert sum(second.seen) == 2 * cameras  # two images of each folder are compared
+    assert sum(third.seen) == cameras * (rows + 2 * 2)
+
+
+def test_another_encoder_data_set_or_size_has_other_tokens(packed: Path, tmp_path: Path) -> None:
+    folder = folder_of(packed, Linear())
+    others = [folder_of(packed, Linear(2.0))]
+    write_split(tmp_path / "other" / "training", lengths=[4, 3, 6], overlap=1, seed=5)
+    others.append(folder_of(pack_split(tmp_path / "other" / "training", tmp_path / "packed", view(6, 4)), Linear()))
+    small = PackedFolder(pack_split(tmp_path / "set" / "training", tmp_path / "packed", view(5, 4)))
+    others.append(TokenFolder(small, "rgb_static", (0, 0), SHAPE, Linear(), folder.root))
+    assert len({each.target for each in [folder, *others]}) == 4
+
+
+def test_a_moved_data_set_keeps_its_tokens(packed: Path, tmp_path: Path) -> None:
+    tokens_of(packed, Linear())
+    tmp_path.joinpath("packed").rename(tmp_path / "moved")
+    again = Linear()
+    tokens_of(tmp_path / "moved" / packed.name, again)
+    assert max(again.seen) == 2
+
+
+def test_an_encoder_of_equal_weights_that_computes_otherwise_is_noticed(packed: Path) -> None:
+    tokens_of(packed, Linear())
+
+    class Changed(Linear):
+        def __call__(self, images: np.ndarray) -> np.ndarray:
+            return super().__call__(images[:, ::-1])
+
+    said = io.StringIO()
+    tokens = tokens_of(packed, Changed(), console=Console(file=said, width=300))
+    assert "vision tokens are made again: the encoder makes other tokens of rgb_static now" in said.getvalue()
+    rows = np.arange(4)
+    wanted = Changed()(PackedFolder(packed).take("rgb_static", rows))
+    np.testing.assert_allclose(tokens.take("rgb_static", rows), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e5])
+def test_tokens_that_fp16_cannot_hold_are_an_error_that_names_the_frame(packed: Path, value: float) -> None:
+    class Broken(Linear):
+        def __call__(self, images: np.ndarray) -> np.ndarray:
+            tokens = super().__call__(images)
+            tokens[5:, 1] = value
+            return tokens
+
+    with pytest.raises(DataError, match=rf"{packed}, row 5: the vision encoder's tokens of rgb_static are not finite"):
+        folder_of(packed, Broken()).make()
+
+
+def test_rows_that_could_not_be_read_are_left_out(tmp_path: Path) -> None:
+    split = tmp_path / "set" / "training"
+    write_split(split, lengths=[4, 3], overlap=1)
+    (split / "episode_0000102.npz").write_bytes(b"no frame")
+    settings = replace(view(6, 4), damaged="leave_out")
+    encode = Linear()
+    folder = folder_of(pack_split(split, tmp_path / "packed", settings), encode)
+    assert folder.packed.damaged.tolist() == [2]
+    folder.make()
+    tokens = FrameTokens({"rgb_static": [folder.target]})
+    assert sum(encode.seen) == folder.packed.frames - 1
+    assert not tokens.take("rgb_static", np.array([2])).any()
+
+
+# --- kills and damage ----------------------------------------------------------------------------
+
+
+class Killed(Exception):  # noqa: N818 (it stands for a signal)
+    pass
+
+
+@dataclass
+class Mortal(Linear):
+    """Dies after some calls."""
+
+    calls: int = 0
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        if len(self.seen) == self.calls:
+            raise Killed
+        return super().__call__(images)
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> Path:
+    """A packed split of several blocks."""
+    write_split(tmp_path / "long" / "training", lengths=[2 * BLOCK + 40])
+    return pack_split(tmp_path / "long" / "training", tmp_path / "packed", view(6, 4))
+
+
+def test_a_killed_process_is_continued_block_by_block(long: Path) -> None:
+    with pytest.raises(Killed):
+        folder_of(long, Mortal(calls=2)).make()
+    folder = folder_of(long, Linear())
+    assert folder.problem() == ""  # nothing that could be used
+    lines = read_lines(folder.building / DONE)
+    assert [line.get("first") for line in lines] == [None, 0, BLOCK]
+    rest = Linear()
+    folder_of(long, rest).make()
+    assert rest.seen == [40]
+    assert not folder.building.exists()
+
+    unbroken = folder_of(long, Linear())
+    kept = {path.name: path.read_bytes() for path in sorted(folder.target.iterdir()) if path.name != "verified.json"}
+    unbroken.make()
+    assert kept == {name: (unbroken.target / name).read_bytes() for name in kept}
+
+
+def test_a_block_that_a_kill_left_damaged_is_computed_again(long: Path) -> None:
+    with pytest.raises(Killed):
+        folder_of(long, Mortal(calls=2)).make()
+    folder = folder_of(long, Linear())
+    path = folder.building / "tokens.npy"
+    with path.open("r+b") as file:
+        file.seek(300)
+        file.write(b"\xff\x00\xff")
+    with (folder.building / DONE).open("ab") as file:
+        file.write(b'{"first": 512, "check')  # a line that was cut short
+    rest = Linear()
+    folder_of(long, rest).make()
+    assert rest.seen == [BLOCK, 40]
+
+
+def test_what_another_encoder_has_begun_is_not_continued(long: Path) -> None:
+    folder = folder_of(long, Linear())
+    folder.building.mkdir(parents=True)
+    append_line(folder.building / DONE, sealed({"key": "another"}))
+    append_line(folder.building / DONE, sealed({"first": 0, "crc": 1}))
+    whole = Linear()
+    folder_of(long, whole).make()
+    assert whole.seen == [BLOCK, BLOCK, 40]
+
+
+@pytest.mark.parametrize("name", [INDEX, "tokens.npy"])
+def test_damaged_tokens_are_made_again(packed: Path, name: str) -> None:
+    folder = folder_of(packed, Linear())
+    folder.make()
+    path = folder.target / name
+    original = path.read_bytes()
+    for content in damaged(original, 60):
+        path.write_bytes(content)
+        same = name == INDEX and json.loads(original) == _parsed(content)  # a blank more or less is no damage
+        assert (folder.problem() is None) == same
+    rows = np.arange(folder.packed.frames)
+    before = original
+    tokens_of(packed, Linear(), 1)
+    assert path.read_bytes() == before
+    assert len(FrameTokens({"rgb_static": [folder.target]}).take("rgb_static", rows)) == len(rows)
+
+
+def _parsed(content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def test_a_complete_cache_is_read_without_lock_or_write(packed: Path) -> None:
+    tokens_of(packed, Linear())
+    root = packed.parent / "tokens"
+    paths = [root, *root.iterdir()]
+    before = [path.stat().st_mtime_ns for path in paths]
+    tokens_of(packed, Linear())
+    assert [path.stat().st_mtime_ns for path in paths] == before
+
+
+def test_a_folder_that_cannot_be_written_to_names_the_keys(packed: Path) -> None:
+    (packed.parent / "tokens").write_text("a file")
+    with pytest.raises(DataError, match=r"set data\.cache to a folder .*, or data\.vision_tokens to never"):
+        tokens_of(packed, Linear())
+
+
+# --- windows -------------------------------------------------------------------------------------
+
+
+def batches(windows: Windows, numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    return windows.__getitems__(numbers)
+
+
+def test_windows_hold_tokens_in_the_place_of_images_and_all_else_as_before(packed: Path) -> None:
+    plain = Windows([packed], window=3, chunk=2, cameras=CAMERAS)
+    windows = plain.with_tokens([tokens_of(packed, Linear())])
+    numbers = list(range(len(plain)))
+    before, now = batches(plain, numbers), batches(windows, numbers)
+    assert before.keys() == now.keys()
+    for name, value in before.items():
+        if name in CAMERAS:
+            assert (now[name].dtype, now[name].shape) == (np.float16, (*value.shape[:2], *SHAPE))
+            np.testing.assert_allclose(
+                now[name].reshape(-1, *SHAPE), Linear()(value.reshape(-1, *value.shape[2:])), rtol=1e-3, atol=1e-3
+            )
+        else:
+            np.testing.assert_array_equal(now[name], value)
+    assert batches(plain, [0])["rgb_static"].dtype == np.uint8  # which were not changed
+
+
+def test_the_shift_of_a_window_is_a_function_of_seed_and_place(packed: Path) -> None:
+    tokens = tokens_of(packed, Linear())
+    windows = Windows([packed], window=2, chunk=2, cameras=CAMERAS).with_tokens([tokens], seed=3)
+    count = len(windows)
+    places = [place * count + 4 for place in range(40)]  # one window at many places in the stream
+    together = batches(windows, places)
+    kinds = {camera: {each.tobytes() for each in together[camera]} for camera in CAMERAS}
+    assert {camera: len(found) for camera, found in kinds.items()} == dict.fromkeys(CAMERAS, 3)
+    assert len({(a.tobytes(), b.tobytes()) for a, b in zip(*map(together.get, CAMERAS), strict=True)}) > 3  # type: ignore[arg-type]
+    alone = np.concatenate([batches(windows, [place])["rgb_static"] for place in places])
+    np.testing.assert_array_equal(alone, together["rgb_static"])
+    other = Windows([packed], window=2, chunk=2, cameras=CAMERAS).with_tokens([tokens], seed=4)
+    assert (batches(other, places)["rgb_static"] != together["rgb_static"]).any()
+    still = Windows([packed], window=2, chunk=2, cameras=CAMERAS).with_tokens([tokens])
+    assert len({each.tobytes() for each in batches(still, [4] * 9)["rgb_static"]}) == 1
+
+
+def test_windows_of_several_folders_find_the_tokens_of_each(packed: Path, tmp_path: Path) -> None:
+    write_split(tmp_path / "more" / "training", lengths=[5, 2], seed=8)
+    more = pack_split(tmp_path / "more" / "training", tmp_path / "packed", view(6, 4, "robot_obs"))
+    tokens = [tokens_of(folder, Linear(), 1) for folder in (packed, more)]
+    plain = Windows([packed, more], window=2, chunk=2, cameras=CAMERAS)
+    numbers = list(range(len(plain)))
+    images = batches(plain, numbers)["rgb_gripper"]
+    found = batches(plain.with_tokens(tokens, seed=0), numbers)["rgb_gripper"]
+    wanted = Linear()(images.reshape(-1, *images.shape[2:])).reshape(found.shape)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-3)
