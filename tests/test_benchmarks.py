@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
     [
         ("act.py", "--steps 2 --rounds 1 --threads 1 --precision fp32", "ratio"),
         ("store.py", "--frames 50 --seconds 0.05 --rounds 1 --rows 201000", "bytes_ratio"),
+        ("tokens.py", "--frames 50 --batch 1 --shifts 2 --rounds 1 --steps 1", "ratio"),
         ("world.py", "--steps 30 --rounds 1 --resets 20", "panda3d_over_tinyrenderer"),
     ],
 )

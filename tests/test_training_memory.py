@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -73,13 +73,17 @@ def test_frozen_bf16_weights_give_what_mixed_precision_gives_anyway() -> None:
     assert_same(policy, cast, autocast=True)
 
 
-def test_a_run_with_frozen_bf16_weights_continues_and_leaves_a_policy(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", ["never", "always"])
+def test_a_run_with_frozen_bf16_weights_continues_and_leaves_a_policy(
+    tmp_path: Path, tokens: Literal["never", "always"]
+) -> None:
     dataset = write_dataset(tmp_path / "data")
 
     def run(name: str, max_steps: int, **changed: Any) -> Path:
         policy = frozen_policy()
         settings = {"policy": policy.config, "precision": "bf16", "optimizer": OptimizerConfig(schedule="constant")}
         config: TrainConfig = tiny_run(tmp_path / name, dataset, max_steps=max_steps, **(settings | changed))
+        config = replace(config, data=replace(config.data, vision_tokens=tokens))
         Path(config.run).mkdir(exist_ok=True)
         fit(policy, config, open_windows(config), load_state(tmp_path / name / "last.ckpt"), QUIET)
         return tmp_path / name

@@ -213,7 +213,7 @@ def test_a_continued_run_does_what_it_began_with(tmp_path: Path, dataset: Path) 
     longer = run_of(tmp_path / "long", dataset, "auto", max_steps=10, validation_windows=0)
     train(longer, console=QUIET)
     assert tokens_in(dataset)
-    data = replace(longer.data, token_gb=0.0)
+    data = replace(longer.data, token_gb=1e-9)
     train(replace(longer, data=data, max_steps=11), console=QUIET)
     assert json.loads((tmp_path / "long" / "data.json").read_text())["token_shifts"] == 1
 
@@ -255,4 +255,4 @@ def test_always_with_an_encoder_that_trains_is_an_error_before_data_are_packed(
 def test_always_that_takes_too_much_is_an_error_that_names_the_key(tmp_path: Path, dataset: Path) -> None:
     config = run_of(tmp_path, dataset)
     with pytest.raises(ConfigError, match=r"is always, and 1 of each image would take .*; raise data\.token_gb"):
-        train(replace(config, data=replace(config.data, token_gb=0.0)), console=QUIET)
+        train(replace(config, data=replace(config.data, token_gb=1e-9)), console=QUIET)

@@ -252,10 +252,10 @@ class Windows(Dataset[Any]):
             rows: (B, ...).
             moved: (B,) number of the shift of every window's images; None for none.
         """
-        if moved is not None:
-            moved = np.broadcast_to(moved.reshape(-1, *[1] * (rows.ndim - 1)), rows.shape)
         if len(self.folders) == 1:
             return self._held(0, name, rows, moved)
+        if moved is not None:
+            moved = np.broadcast_to(moved.reshape(-1, *[1] * (rows.ndim - 1)), rows.shape)
         taken: np.ndarray | None = None
         owner = np.searchsorted(self._first_rows, rows, side="right") - 1
         for i in np.unique(owner):

@@ -87,7 +87,7 @@ class DataConfig:
             shortest_window=COUNT,
             fraction=SHARE,
             token_shifts=COUNT,
-            token_gb=AMOUNT,
+            token_gb=ABOVE_ZERO,
             workers=AMOUNT,
             pack_processes=COUNT,
         )

@@ -68,15 +68,14 @@ class FrameTokens:
 
         Args:
             camera: its name.
-            rows: of the packed split.
-            moved: (...) number of the shift of each; None for images that were not moved.
+            rows: of the packed split, (B, ...).
+            moved: (B,) number of the shift of each of the B; None for images that were not moved.
         """
         maps = self._maps[camera]
         if moved is None or len(maps) == 1:
             taken: np.ndarray = np.take(maps[0], rows, axis=0)
             return taken
         taken = np.empty((*rows.shape, *maps[0].shape[1:]), maps[0].dtype)
-        for number in np.unique(moved).tolist():
-            mine = moved == number
-            taken[mine] = np.take(maps[number], rows[mine], axis=0)
+        for place, number in enumerate(moved.tolist()):  # a window at a time stays in the processor's cache
+            taken[place] = maps[number][rows[place]]
         return taken
