@@ -61,10 +61,10 @@ def packed(tmp_path: Path) -> Path:
     return pack_split(tmp_path / "set" / "training", tmp_path / "packed", view(6, 4, "robot_obs"))
 
 
-def tokens_of(packed: Path, encode: Linear, count: int = 3, console: Console = QUIET) -> FrameTokens:
+def tokens_of(packed: Path, encode: Linear, count: int = 3, console: Console = QUIET, most: float = 1e9) -> FrameTokens:
     shifts = {camera: shifts_of(1, count) for camera in CAMERAS}
     wanted = WantedTokens(PackedFolder(packed, CAMERAS), dict.fromkeys(CAMERAS, SHAPE), shifts)
-    return cache_tokens([wanted], packed.parent / "tokens", encode, console)[0]
+    return cache_tokens([wanted], packed.parent / "tokens", encode, most, console)[0]
 
 
 def folder_of(packed: Path, encode: Linear) -> TokenFolder:
@@ -348,3 +348,34 @@ def test_windows_of_several_folders_find_the_tokens_of_each(packed: Path, tmp_pa
     wanted = np.stack([Linear()(each).reshape(found.shape) for each in moved])  # (shifts, B, T, V, D)
     near = np.isclose(found, wanted, rtol=1e-3, atol=1e-3).all(axis=(2, 3, 4))
     assert (near.sum(0) == 1).all() and near.any(1).all()  # every window at one shift, and each shift somewhere
+
+
+# --- room ----------------------------------------------------------------------------------------
+
+
+def test_older_tokens_that_no_process_reads_give_way(packed: Path) -> None:
+    size = sum(folder_of(packed, Linear()).size for _ in CAMERAS)
+    in_use = tokens_of(packed, Linear(1.0), 1)
+    gone = tokens_of(packed, Linear(2.0), 1)
+    folders = {folder for shifts in gone.folders.values() for folder in shifts}
+    del gone
+    begun = folder_of(packed, Linear(3.0))
+    with pytest.raises(Killed):
+        TokenFolder(begun.packed, "rgb_static", (0, 0), SHAPE, Mortal(3.0, calls=0), begun.root).make()
+    said = io.StringIO()
+    latest = tokens_of(packed, Linear(4.0), 1, Console(file=said, width=300), most=2.5 * size)
+    assert f"GB of older vision tokens are removed from {begun.root}" in said.getvalue()
+    assert not any(folder.exists() for folder in folders) and not begun.building.exists()
+    rows = np.arange(3)
+    assert in_use.take("rgb_static", rows).any() and latest.take("rgb_static", rows).any()
+    again = Linear(1.0)
+    tokens_of(packed, again, 1)
+    assert max(again.seen) == 2  # they are there
+
+
+def test_tokens_stay_where_there_is_room(packed: Path) -> None:
+    for scale in (1.0, 2.0, 3.0):
+        tokens_of(packed, Linear(scale), 1)
+    again = Linear(1.0)
+    tokens_of(packed, again, 1)
+    assert max(again.seen) == 2

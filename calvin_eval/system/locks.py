@@ -45,6 +45,34 @@ def folder_lock(folder: Path, doing: str, *, wait: bool = False) -> Iterator[Non
         os.close(handle)
 
 
+def hold_in_use(path: Path) -> int:
+    """Marks a file as used by this process, as others may at the same time, until the returned handle is closed.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(handle)
+            raise
+    return handle
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process marks a file as used (see `hold_in_use`); always where the file system has no locks."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or nobody can tell
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 def _open_locked(path: Path, folder: Path, wait: bool) -> int:
     """An open, locked file that still has its name: one that its owner has just removed locks nothing."""
     while True:

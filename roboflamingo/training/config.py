@@ -24,7 +24,8 @@ class TrainConfig:
         start_from: a policy folder; training starts with its weights and sizes instead of `policy`.
         max_steps: optimizer steps to train for. Exactly one of max_steps, max_epochs and max_minutes is set.
         max_epochs: the same, as times that as many windows are drawn as there are.
-        max_minutes: minutes to train for, validation and saving included, packing not.
+        max_minutes: minutes to train for, validation and saving included, packing and the keeping of vision tokens
+            not.
         batch_size: windows that a process draws at once.
         accumulate: batches whose gradients make one optimizer step.
         precision: fp32, or bf16 (mixed: weights stay fp32); auto is bf16 where the processor computes in it.

@@ -51,7 +51,8 @@ class DataConfig:
         token_shifts: of how many random shifts of each image tokens are kept, the image itself included; a window
             draws one for each camera. Fewer where token_gb, or with auto the length of training, leaves room for
             fewer only.
-        token_gb: the most that all vision tokens of a run may take on the disk (10^9 bytes).
+        token_gb: the most that vision tokens may take on the disk (10^9 bytes): those of a run, or it keeps fewer or
+            none; and all in its cache, or older ones that no process uses are removed.
         workers: processes that read ahead; 0 reads between two steps, which takes about a millisecond where images lie
             decoded, and some ten where they lie compressed.
         pack_processes: processes that pack; None for one per core.

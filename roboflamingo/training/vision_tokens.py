@@ -184,9 +184,8 @@ def with_vision_tokens(
     cameras = {name: policy.config.cameras[name] for name in policy.config.seen}
     shapes = {name: encoder.shape(camera.size) for name, camera in cameras.items()}
     demand = _demand(config, windows, shapes, {name: camera.shift for name, camera in cameras.items()})
-    count, why = began or 0, ""
+    count, why, most_bytes = began or 0, "", config.data.token_gb * 1e9
     if began is None:
-        most_bytes = config.data.token_gb * 1e9
         count, why = demand.choose(config.data.token_shifts, most_bytes, saves=wish == "auto")
         _note(config, count)
     if count == 0 and wish == "always":
@@ -197,7 +196,7 @@ def with_vision_tokens(
         encoder.leave()
         return windows
     shifts = {name: shifts_of(camera.shift, count) for name, camera in cameras.items()}
-    tokens = cache_tokens(_wanted(windows, shapes, shifts), root, encoder, console)
+    tokens = cache_tokens(_wanted(windows, shapes, shifts), root, encoder, most_bytes, console)
     encoder.leave()
     training, held_out = windows
     split = len(training.folders)

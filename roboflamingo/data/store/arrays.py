@@ -175,9 +175,16 @@ def note_verified(folder: Path, arrays: Arrays) -> None:
             write_sealed(folder / VERIFIED, stamps)
 
 
-def needs_verifying(folder: Path, arrays: Arrays) -> bool:
-    """Whether the blocks are to be read and checked: always in small folders, after any change in large ones."""
-    return size_of(arrays) <= ALWAYS_VERIFIED or read_sealed(folder / VERIFIED) != _array_stamps(folder, arrays)
+def needs_verifying(folder: Path, arrays: Arrays, together: int | None = None) -> bool:
+    """Whether the blocks are to be read and checked: always in small folders, after any change in large ones.
+
+    Args:
+        folder: of the arrays.
+        arrays: their shapes and types.
+        together: bytes of all that is opened at once, where that is more than these arrays.
+    """
+    size = size_of(arrays) if together is None else together
+    return size <= ALWAYS_VERIFIED or read_sealed(folder / VERIFIED) != _array_stamps(folder, arrays)
 
 
 def _array_stamps(folder: Path, arrays: Arrays) -> dict[str, Any]:

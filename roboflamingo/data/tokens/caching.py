@@ -13,6 +13,7 @@ from roboflamingo.data.errors import DataError
 from roboflamingo.data.store.packing import cache_errors, locked
 from roboflamingo.data.store.reading import PackedFolder
 from roboflamingo.data.store.showing import bar_when_slow
+from roboflamingo.data.tokens.evicting import make_room
 from roboflamingo.data.tokens.making import DONE, Encode, TokenFolder
 from roboflamingo.data.tokens.reading import FrameTokens
 from roboflamingo.data.tokens.shifts import Shift
@@ -40,15 +41,19 @@ class WantedTokens:
         }
 
 
-def cache_tokens(wanted: Sequence[WantedTokens], root: Path, encode: Encode, console: Console) -> list[FrameTokens]:
+def cache_tokens(
+    wanted: Sequence[WantedTokens], root: Path, encode: Encode, most_bytes: float, console: Console
+) -> list[FrameTokens]:
     """Makes sure that all tokens lie below a folder, whole.
 
-    Whoever finds all of them takes no lock and writes nothing, so a read-only folder will do then.
+    Whoever finds all of them takes no lock and writes nothing, so a read-only folder will do then. Else older tokens
+    that no process uses give way.
 
     Args:
         wanted: which tokens, split by split.
         root: the folder for folders of tokens; made if missing.
         encode: what makes them; asked for a few even where all are there.
+        most_bytes: that all tokens below `root` may take.
         console: for progress and notes.
 
     Raises:
@@ -66,6 +71,7 @@ def cache_tokens(wanted: Sequence[WantedTokens], root: Path, encode: Encode, con
             root.mkdir(parents=True, exist_ok=True)
             with locked(root, "caching vision tokens", console):
                 missing = _missing(missing, None)  # another process may have made them meanwhile
+                make_room(root, list(all_folders), most_bytes - sum(f.size for f in all_folders.values()), console)
                 _check_space(missing, root)
                 total = sum(folder.packed.frames for folder in missing)
                 with bar_when_slow("caching vision tokens", total, console) as advance:
@@ -77,10 +83,10 @@ def cache_tokens(wanted: Sequence[WantedTokens], root: Path, encode: Encode, con
 def _missing(folders: Sequence[TokenFolder], console: Console | None) -> list[TokenFolder]:
     """Those that cannot be used as they lie there; says why, where they do."""
     missing = []
-    quiet = console or Console(quiet=True)
-    with bar_when_slow("checking vision tokens", sum(folder.size for folder in folders), quiet) as advance:
+    quiet, together = console or Console(quiet=True), sum(folder.size for folder in folders)
+    with bar_when_slow("checking vision tokens", together, quiet) as advance:
         for folder in folders:
-            problem = folder.problem(advance)
+            problem = folder.problem(together, advance)
             if problem is not None:
                 missing.append(folder)
             if problem:

@@ -97,15 +97,22 @@ class TokenFolder:
 
     # --- are they there? -------------------------------------------------------------------------
 
-    def problem(self, on_bytes: Callable[[int], object] = lambda count: None) -> str | None:
-        """What keeps the folder from being used; None where it is whole, and empty where there is none."""
+    def problem(
+        self, together: int | None = None, on_bytes: Callable[[int], object] = lambda count: None
+    ) -> str | None:
+        """What keeps the folder from being used; None where it is whole, and empty where there is none.
+
+        Args:
+            together: see `needs_verifying`.
+            on_bytes: told how many bytes more were read.
+        """
         if not self.target.is_dir():
             return ""
         index = read_sealed(self.target / INDEX)
         if index is None or index.get("key") != self.key:
             return f"{self.target / INDEX} is damaged"
         try:
-            if needs_verifying(self.target, self.arrays):
+            if needs_verifying(self.target, self.arrays, together):
                 for _, row in damaged_blocks(self.target, self.arrays, index["blocks"], BLOCK, on_bytes):
                     return f"{self.target / TOKENS}.npy is damaged in rows {row} to {row + BLOCK - 1}"
                 note_verified(self.target, self.arrays)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from calvin_eval.system.locks import hold_in_use
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.store.arrays import Arrays, open_array
 from roboflamingo.data.store.index import arrays_of, read_sealed
@@ -29,8 +31,24 @@ def read_token_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+class _InUse:
+    """Marks a file as used for as long as this object lives."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._handle = hold_in_use(path)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            os.close(self._handle)
+
+
 class FrameTokens:
-    """Tokens of every image of one packed split. They travel to other processes without their arrays.
+    """Tokens of every image of one packed split, which nobody removes while they are read (see `evicting.py`).
+
+    They travel to other processes without their arrays.
 
     Args:
         folders: by camera, one of tokens for each shift; the first is of images that were not moved.
@@ -51,13 +69,14 @@ class FrameTokens:
         self._open()
 
     def _open(self) -> None:
+        self._used = [_InUse(folder / INDEX) for folder in self._arrays]
         self._maps = {
             camera: [open_array(folder, TOKENS, *self._arrays[folder][TOKENS]) for folder in shifts]
             for camera, shifts in self.folders.items()
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_maps"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_maps", "_used")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
