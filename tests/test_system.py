@@ -17,7 +17,7 @@ import pytest
 from calvin_eval.system import machine, processes
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import append_line, read_lines, replace_folder, write_atomic, write_json
-from calvin_eval.system.locks import LOCK, folder_lock
+from calvin_eval.system.locks import LOCK, folder_lock, hold_in_use, is_in_use
 from calvin_eval.system.processes import WorkerError, WorkerKilledError, run_jobs, run_workers
 from calvin_eval.system.provenance import fingerprint
 from calvin_eval.system.signals import Stopped, stop_signals
@@ -101,6 +101,18 @@ def test_damaged_copies_are_all_damaged() -> None:
 
 
 # --- locks ------------------------------------------------------------------------------------
+
+
+def test_a_file_is_in_use_until_the_last_of_its_users_lets_go(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    assert not is_in_use(path)
+    first, second = hold_in_use(path), hold_in_use(path)
+    os.close(first)
+    assert is_in_use(path)
+    os.close(second)
+    assert not is_in_use(path)
+
 
 HOLD = """
 import sys, time

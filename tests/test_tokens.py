@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import multiprocessing
 import pickle
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -229,6 +231,26 @@ def test_a_killed_process_is_continued_block_by_block(long: Path) -> None:
     kept = {path.name: path.read_bytes() for path in sorted(folder.target.iterdir()) if path.name != "verified.json"}
     unbroken.make()
     assert kept == {name: (unbroken.target / name).read_bytes() for name in kept}
+
+
+def test_a_process_that_was_killed_leaves_whole_blocks(long: Path) -> None:
+    class Slow(Linear):
+        def __call__(self, images: np.ndarray) -> np.ndarray:
+            time.sleep(0.02)
+            return super().__call__(images)
+
+    for kills in range(1, 4):
+        victim = multiprocessing.get_context("fork").Process(target=folder_of(long, Slow()).make)
+        victim.start()
+        time.sleep(0.01 * kills)
+        victim.kill()
+        victim.join()
+    folder = folder_of(long, Linear())
+    folder.make()
+    assert folder.problem() is None
+    rows = np.arange(folder.packed.frames)
+    found = FrameTokens({"rgb_static": [folder.target]}).take("rgb_static", rows)
+    np.testing.assert_allclose(found, Linear()(folder.packed.take("rgb_static", rows)), rtol=1e-3, atol=1e-3)
 
 
 def test_a_block_that_a_kill_left_damaged_is_computed_again(long: Path) -> None:
