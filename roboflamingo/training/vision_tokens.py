@@ -58,14 +58,15 @@ class FrozenEncoder:
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Images (N, H, W, 3) uint8 -> tokens (N, V, D) float32."""
-        encoder, trained = self._encoder, self._encoder.training
+        encoder, modes = self._encoder, [(module, module.training) for module in self._encoder.modules()]
         encoder.eval().to(self._device)  # where it is already, but for the first time
         with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
             parts = [
                 encoder(torch.from_numpy(images[first : first + IMAGES_AT_ONCE]).to(self._device)).float().cpu()
                 for first in range(0, len(images), IMAGES_AT_ONCE)
             ]
-        encoder.train(trained)
+        for module, trained in modes:
+            module.training = trained
         return torch.cat(parts).numpy()
 
     def shape(self, edge: int) -> tuple[int, int]:
