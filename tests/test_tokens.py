@@ -372,6 +372,15 @@ def test_windows_of_several_folders_find_the_tokens_of_each(packed: Path, tmp_pa
     assert (near.sum(0) == 1).all() and near.any(1).all()  # every window at one shift, and each shift somewhere
 
 
+def test_goals_are_tokens_at_the_shift_of_their_window(packed: Path) -> None:
+    plain = Windows([packed], window=2, chunk=2, cameras=CAMERAS, kind="goal")
+    numbers = list(range(len(plain)))
+    images, found = (batches(each, numbers) for each in (plain, plain.with_tokens([tokens_of(packed, Linear(), 1)])))
+    for camera in CAMERAS:
+        wanted = Linear()(images[f"goal_{camera}"])
+        np.testing.assert_allclose(found[f"goal_{camera}"], wanted, rtol=1e-3, atol=1e-3)
+
+
 # --- room ----------------------------------------------------------------------------------------
 
 

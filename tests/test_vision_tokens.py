@@ -197,12 +197,12 @@ def test_auto_keeps_tokens_where_that_saves_time_and_space(
 ) -> None:
     long = said(run_of(tmp_path / "long", dataset, "auto", 3, max_steps=9, validation_windows=0), capsys)
     assert "training from vision tokens of up to 2 shifts of each image: 2.75e-05 GB in" in long
-    assert "no more, as training looks at 72 frames, and 3 of each image are 99 (data.vision_tokens decides" in long
+    assert "of no more, as training looks at 72 frames, and 3 shifts of each image are 99 to encode (data" in long
     short = said(run_of(tmp_path / "short", dataset, "auto", 3, max_steps=4, validation_windows=0), capsys)
-    assert "vision tokens are not kept: training looks at 32 frames, and 1 of each image are 33" in short
+    assert "vision tokens are not kept: training looks at 32 frames, and the images are 33 to encode" in short
     config = run_of(tmp_path / "large", dataset, "auto", 3, max_steps=9, validation_windows=0)
     large = said(replace(config, data=replace(config.data, token_gb=1e-5)), capsys)
-    assert "vision tokens are not kept: 1 of each image would take 1.37e-05 GB, and data.token_gb is 1e-05" in large
+    assert "vision tokens are not kept: the images would take 1.37e-05 GB, and data.token_gb is 1e-05" in large
 
 
 def test_a_continued_run_does_what_it_began_with(tmp_path: Path, dataset: Path) -> None:
@@ -254,5 +254,5 @@ def test_always_with_an_encoder_that_trains_is_an_error_before_data_are_packed(
 
 def test_always_that_takes_too_much_is_an_error_that_names_the_key(tmp_path: Path, dataset: Path) -> None:
     config = run_of(tmp_path, dataset)
-    with pytest.raises(ConfigError, match=r"is always, and 1 of each image would take .*; raise data\.token_gb"):
+    with pytest.raises(ConfigError, match=r"is always, and the images would take .*; raise data\.token_gb"):
         train(replace(config, data=replace(config.data, token_gb=1e-9)), console=QUIET)

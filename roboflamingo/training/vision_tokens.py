@@ -143,11 +143,11 @@ class Demand:
         """
         why = ""
         for count in range(min(shifts, max(self.possible.values())), 0, -1):
+            which = "the images" if count == 1 else f"{count} shifts of each image"
             if self.bytes(count) > most_bytes:
-                why = f"{count} of each image would take {_gigabytes(self.bytes(count))}, and data.token_gb is "
-                why += f"{most_bytes / 1e9:g}"
+                why = f"{which} would take {_gigabytes(self.bytes(count))}, and data.token_gb is {most_bytes / 1e9:g}"
             elif saves and self.looked_at is not None and self.encoded(count) > self.looked_at:
-                why = f"training looks at {self.looked_at} frames, and {count} of each image are {self.encoded(count)}"
+                why = f"training looks at {self.looked_at} frames, and {which} are {self.encoded(count)} to encode"
             else:
                 return count, why
         return 0, why
@@ -248,9 +248,9 @@ def _note(config: TrainConfig, count: int) -> None:
 
 def _what(demand: Demand, count: int, root: Path, why: str) -> str:
     """What is kept, as a sentence."""
-    each = "of each image" if count == 1 else f"of up to {count} shifts of each image"
-    fewer = f"; no more, as {why}" if why else ""
-    return f"training from vision tokens {each}: {_gigabytes(demand.bytes(count))} in {root}{fewer}"
+    which = "the images" if count == 1 else f"up to {count} shifts of each image"
+    fewer = f"; of no more, as {why}" if why else ""
+    return f"training from vision tokens of {which}: {_gigabytes(demand.bytes(count))} in {root}{fewer}"
 
 
 def _gigabytes(size: int) -> str:
