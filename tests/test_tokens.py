@@ -1,15 +1,11 @@
-"""Kept vision tokens: known by content, whole or not there, and read by window and shift."""
+"""Kept vision tokens: known by content, made once, and read by window and shift."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-import multiprocessing
 import pickle
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,61 +14,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from token_sets import CAMERAS, SHAPE, Linear, folder_of, small_packed, tokens_of
 
-from calvin_eval.system.files import append_line, read_lines
-from calvin_eval.system.sealing import sealed
-from mutations import damaged
 from roboflamingo.data.errors import DataError
 from roboflamingo.data.store.reading import PackedFolder
-from roboflamingo.data.tokens.caching import WantedTokens, cache_tokens
-from roboflamingo.data.tokens.making import BLOCK, DONE, TokenFolder
-from roboflamingo.data.tokens.reading import INDEX, FrameTokens
+from roboflamingo.data.tokens.making import TokenFolder
+from roboflamingo.data.tokens.reading import FrameTokens
 from roboflamingo.data.tokens.shifts import shifted, shifts_of
 from roboflamingo.data.windows import Windows
 from roboflamingo.policy.inputs import random_shift
 from synthetic import pack_split, view, write_split
 
-QUIET = Console(quiet=True)
-SHAPE = (3, 2)
-"""V and D of the tokens here."""
-CAMERAS = {"rgb_static": 6, "rgb_gripper": 4}
-
-
-@dataclass
-class Linear:
-    """An encoder: numbers of an image, weighted."""
-
-    scale: float = 1.0
-    name: str = "linear"
-    seen: list[int] = field(default_factory=list)
-
-    @property
-    def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.name} {self.scale}".encode()).hexdigest()
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        self.seen.append(len(images))
-        flat = images.reshape(len(images), -1).astype(np.float32)
-        weights = np.random.default_rng(0).normal(size=(flat.shape[1], SHAPE[0] * SHAPE[1])).astype(np.float32)
-        return (self.scale / 255) * (flat @ weights).reshape(-1, *SHAPE)
-
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    write_split(tmp_path / "set" / "training", lengths=[4, 3, 6], overlap=1)
-    return pack_split(tmp_path / "set" / "training", tmp_path / "packed", view(6, 4, "robot_obs"))
-
-
-def tokens_of(packed: Path, encode: Linear, count: int = 3, console: Console = QUIET, most: float = 1e9) -> FrameTokens:
-    shifts = {camera: shifts_of(1, count) for camera in CAMERAS}
-    wanted = WantedTokens(PackedFolder(packed, CAMERAS), dict.fromkeys(CAMERAS, SHAPE), shifts)
-    return cache_tokens([wanted], packed.parent / "tokens", encode, most, console)[0]
-
-
-def folder_of(packed: Path, encode: Linear) -> TokenFolder:
-    where = packed.parent / "tokens"
-    where.mkdir(exist_ok=True)
-    return TokenFolder(PackedFolder(packed, CAMERAS), "rgb_static", (0, 0), SHAPE, encode, where)
+    return small_packed(tmp_path)
 
 
 # --- shifts --------------------------------------------------------------------------------------
@@ -189,134 +145,6 @@ def test_rows_that_could_not_be_read_are_left_out(tmp_path: Path) -> None:
     assert not tokens.take("rgb_static", np.array([2])).any()
 
 
-# --- kills and damage ----------------------------------------------------------------------------
-
-
-class Killed(Exception):  # noqa: N818 (it stands for a signal)
-    pass
-
-
-@dataclass
-class Mortal(Linear):
-    """Dies after some calls."""
-
-    calls: int = 0
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        if len(self.seen) == self.calls:
-            raise Killed
-        return super().__call__(images)
-
-
-@pytest.fixture
-def long(tmp_path: Path) -> Path:
-    """A packed split of several blocks."""
-    write_split(tmp_path / "long" / "training", lengths=[2 * BLOCK + 40])
-    return pack_split(tmp_path / "long" / "training", tmp_path / "packed", view(6, 4))
-
-
-def test_a_killed_process_is_continued_block_by_block(long: Path) -> None:
-    with pytest.raises(Killed):
-        folder_of(long, Mortal(calls=2)).make()
-    folder = folder_of(long, Linear())
-    assert folder.problem() == ""  # nothing that could be used
-    lines = read_lines(folder.building / DONE)
-    assert [line.get("first") for line in lines] == [None, 0, BLOCK]
-    rest = Linear()
-    folder_of(long, rest).make()
-    assert rest.seen == [40]
-    assert not folder.building.exists()
-
-    unbroken = folder_of(long, Linear())
-    kept = {path.name: path.read_bytes() for path in sorted(folder.target.iterdir()) if path.name != "verified.json"}
-    unbroken.make()
-    assert kept == {name: (unbroken.target / name).read_bytes() for name in kept}
-
-
-def test_a_process_that_was_killed_leaves_whole_blocks(long: Path) -> None:
-    class Slow(Linear):
-        def __call__(self, images: np.ndarray) -> np.ndarray:
-            time.sleep(0.02)
-            return super().__call__(images)
-
-    for kills in range(1, 4):
-        victim = multiprocessing.get_context("fork").Process(target=folder_of(long, Slow()).make)
-        victim.start()
-        time.sleep(0.01 * kills)
-        victim.kill()
-        victim.join()
-    folder = folder_of(long, Linear())
-    folder.make()
-    assert folder.problem() is None
-    rows = np.arange(folder.packed.frames)
-    found = FrameTokens({"rgb_static": [folder.target]}).take("rgb_static", rows)
-    np.testing.assert_allclose(found, Linear()(folder.packed.take("rgb_static", rows)), rtol=1e-3, atol=1e-3)
-
-
-def test_a_block_that_a_kill_left_damaged_is_computed_again(long: Path) -> None:
-    with pytest.raises(Killed):
-        folder_of(long, Mortal(calls=2)).make()
-    folder = folder_of(long, Linear())
-    path = folder.building / "tokens.npy"
-    with path.open("r+b") as file:
-        file.seek(300)
-        file.write(b"\xff\x00\xff")
-    with (folder.building / DONE).open("ab") as file:
-        file.write(b'{"first": 512, "check')  # a line that was cut short
-    rest = Linear()
-    folder_of(long, rest).make()
-    assert rest.seen == [BLOCK, 40]
-
-
-def test_what_another_encoder_has_begun_is_not_continued(long: Path) -> None:
-    folder = folder_of(long, Linear())
-    folder.building.mkdir(parents=True)
-    append_line(folder.building / DONE, sealed({"key": "another"}))
-    append_line(folder.building / DONE, sealed({"first": 0, "crc": 1}))
-    whole = Linear()
-    folder_of(long, whole).make()
-    assert whole.seen == [BLOCK, BLOCK, 40]
-
-
-@pytest.mark.parametrize("name", [INDEX, "tokens.npy"])
-def test_damaged_tokens_are_made_again(packed: Path, name: str) -> None:
-    folder = folder_of(packed, Linear())
-    folder.make()
-    path = folder.target / name
-    original = path.read_bytes()
-    for content in damaged(original, 60):
-        path.write_bytes(content)
-        same = name == INDEX and json.loads(original) == _parsed(content)  # a blank more or less is no damage
-        assert (folder.problem() is None) == same
-    rows = np.arange(folder.packed.frames)
-    before = original
-    tokens_of(packed, Linear(), 1)
-    assert path.read_bytes() == before
-    assert len(FrameTokens({"rgb_static": [folder.target]}).take("rgb_static", rows)) == len(rows)
-
-
-def _parsed(content: bytes) -> object:
-    try:
-        return json.loads(content)
-    except ValueError:
-        return None
-
-
-def test_a_complete_cache_is_read_without_lock_or_write(packed: Path) -> None:
-    tokens_of(packed, Linear())
-    root = packed.parent / "tokens"
-    paths = [root, *root.iterdir()]
-    before = [path.stat().st_mtime_ns for path in paths]
-    tokens_of(packed, Linear())
-    assert [path.stat().st_mtime_ns for path in paths] == before
-
-
-def test_a_folder_that_cannot_be_written_to_names_the_keys(packed: Path) -> None:
-    (packed.parent / "tokens").write_text("a file")
-    with pytest.raises(DataError, match=r"set data\.cache to a folder .*, or data\.vision_tokens to never"):
-        tokens_of(packed, Linear())
-
-
 # --- windows -------------------------------------------------------------------------------------
 
 
@@ -379,34 +207,3 @@ def test_goals_are_tokens_at_the_shift_of_their_window(packed: Path) -> None:
     for camera in CAMERAS:
         wanted = Linear()(images[f"goal_{camera}"])
         np.testing.assert_allclose(found[f"goal_{camera}"], wanted, rtol=1e-3, atol=1e-3)
-
-
-# --- room ----------------------------------------------------------------------------------------
-
-
-def test_older_tokens_that_no_process_reads_give_way(packed: Path) -> None:
-    size = sum(folder_of(packed, Linear()).size for _ in CAMERAS)
-    in_use = tokens_of(packed, Linear(1.0), 1)
-    gone = tokens_of(packed, Linear(2.0), 1)
-    folders = {folder for shifts in gone.folders.values() for folder in shifts}
-    del gone
-    begun = folder_of(packed, Linear(3.0))
-    with pytest.raises(Killed):
-        TokenFolder(begun.packed, "rgb_static", (0, 0), SHAPE, Mortal(3.0, calls=0), begun.root).make()
-    said = io.StringIO()
-    latest = tokens_of(packed, Linear(4.0), 1, Console(file=said, width=300), most=2.5 * size)
-    assert f"GB of older vision tokens are removed from {begun.root}" in said.getvalue()
-    assert not any(folder.exists() for folder in folders) and not begun.building.exists()
-    rows = np.arange(3)
-    assert in_use.take("rgb_static", rows).any() and latest.take("rgb_static", rows).any()
-    again = Linear(1.0)
-    tokens_of(packed, again, 1)
-    assert max(again.seen) == 2  # they are there
-
-
-def test_tokens_stay_where_there_is_room(packed: Path) -> None:
-    for scale in (1.0, 2.0, 3.0):
-        tokens_of(packed, Linear(scale), 1)
-    again = Linear(1.0)
-    tokens_of(packed, again, 1)
-    assert max(again.seen) == 2
