@@ -36,7 +36,7 @@ TINY = [
     "--policy.head.hidden=16",
 ]  # fmt: skip
 PRESETS = {
-    "tiny": [],
+    "scratch": [],
     "mpt-1b-dolly": [
         "--policy.backbone.weights=random", "--policy.backbone.vision.image_size=28", "--policy.window=3",
         "--policy.cameras={front: {size: 28}, wrist: {size: 28}}", "--policy.head.perceptrons=[16]",
@@ -86,7 +86,7 @@ def test_a_policy_trains_validates_and_acts(dataset: Path, tmp_path: Path, prese
     assert len(losses) == 2 and np.isfinite(losses).all()
     assert held_out and np.isfinite(held_out).all()
 
-    policy = PolicyController(load_policy(tmp_path / "run/policy"), execute=4 if preset == "tiny" else 1)
+    policy = PolicyController(load_policy(tmp_path / "run/policy"), execute=4 if preset == "scratch" else 1)
     assert policy.spec.cameras == ("front", "wrist")
     assert dict(policy.spec.state) == {"state": 8}
     assert [(part.name, part.kind, part.size) for part in policy.spec.actions.parts] == [

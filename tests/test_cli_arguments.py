@@ -87,7 +87,7 @@ def test_one_wrong_argument_is_named(verb: str, capsys: pytest.CaptureFixture[st
 def sensible(key: str, kind: Any) -> str:
     """A value that a key of this type can have, as it is typed."""
     special = {
-        "settings.scenes": "ABC", "settings.validation_scene": "A", "scenes": "AB", "policy.backbone.preset": "tiny",
+        "settings.scenes": "ABC", "settings.validation_scene": "A", "scenes": "AB", "policy.backbone.preset": "scratch",
         "settings.sentences": "enriched", "policy.head.kind": "gpt",
         "policy.action_parts": "[{name: move, kind: categorical, choices: 7}]", "rounds": "[{episodes: 2, steps: 3}]",
         "policy.statistics": "{force: {centre: [0.0], scale: [1.0]}}", "settings.episode.noise.burst_steps": "[2, 5]",

@@ -35,4 +35,4 @@ def test_a_preset_is_one_policy_however_it_is_asked_for(name: str, tmp_path: Pat
 
 def test_a_key_that_a_policy_does_not_have_is_no_preset_s() -> None:
     with pytest.raises(UserError, match="a policy has no key chnk"):
-        preset("tiny", chnk=3)
+        preset("scratch", chnk=3)

@@ -166,7 +166,7 @@ class Careless:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_means_the_same_in_python_or_is_refused(name: str) -> None:
     assert preset(name).backbone.preset == name
-    if name != "tiny":
+    if name != "scratch":
         with pytest.raises(UserError, match=rf"presets\.preset\('{name}'\)"):
             BackboneConfig(preset=name)
         with pytest.raises(UserError, match=rf"presets\.preset\('{name}'\)"):
@@ -174,7 +174,7 @@ def test_a_preset_means_the_same_in_python_or_is_refused(name: str) -> None:
 
 
 def test_an_unknown_preset_is_refused_in_python() -> None:
-    with pytest.raises(UserError, match="preset 'mpt-9b' does not exist; choose one of tiny, mpt-1b"):
+    with pytest.raises(UserError, match="preset 'mpt-9b' does not exist; choose one of scratch, tiny, mpt-1b"):
         BackboneConfig(preset="mpt-9b")
 
 

@@ -12,8 +12,8 @@ from roboflamingo.backbone.encoders import VisionConfig
 from roboflamingo.backbone.language import LanguageConfig
 
 Fusion = Literal["post", "pre", "two_way", "vit_concat", "first_only"]
-PRESETS = ("tiny", "mpt-1b", "mpt-1b-dolly", "rpj-3b", "rpj-3b-instruct", "mpt-7b", "llama-7b")
-"""The published models by name, and the small one that needs none; `weights/presets.py` makes them."""
+PRESETS = ("scratch", "tiny", "mpt-1b", "mpt-1b-dolly", "rpj-3b", "rpj-3b-instruct", "mpt-7b", "llama-7b")
+"""The models by name: a small one that learns from nothing, ours, published ones; `weights/presets.py` makes them."""
 
 
 @dataclass
@@ -66,11 +66,12 @@ class BackboneConfig:
     """The vision-language model.
 
     Attributes:
-        preset: the name of the published model (see `weights/presets.py`) that the other keys come from, or `tiny`.
+        preset: the name of the model (see `weights/presets.py`) that the other keys come from: `tiny`, which is small
+            and comes pre-trained, a published one, or `scratch`, which is small and learns from nothing.
         weights: published ones are read from the `source` of vision encoder and language model and from
             `checkpoint` when a policy is first made; random ones need no file.
         checkpoint: OpenFlamingo's weights of resampler and cross-attention: a name on the Hugging Face hub, or a
-            file; None begins with random ones.
+            file; None begins with random ones. Or a folder that `roboflamingo pretrain` wrote, which has all weights.
         vision: the vision encoder.
         language: the language model.
         resampler: what turns an image's tokens into a few.
@@ -83,7 +84,7 @@ class BackboneConfig:
         lora: low-rank updates of frozen matrices.
     """
 
-    preset: str = "tiny"
+    preset: str = "scratch"
     weights: Literal["random", "published"] = "random"
     checkpoint: str | None = None
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -121,8 +122,8 @@ class BackboneConfig:
             raise UserError(
                 f"policy.backbone.preset {self.preset!r} does not exist; choose one of {', '.join(PRESETS)}"
             )
-        if self.preset != "tiny" and (self.vision == VisionConfig() or self.language == LanguageConfig()):
+        if self.preset != "scratch" and (self.vision == VisionConfig() or self.language == LanguageConfig()):
             raise UserError(
-                f"BackboneConfig(preset={self.preset!r}) has the sizes of tiny, as a name alone changes nothing; in "
+                f"BackboneConfig(preset={self.preset!r}) has the sizes of scratch, as a name alone changes nothing; in "
                 f"Python, roboflamingo.weights.presets.preset({self.preset!r}) makes the whole policy"
             )

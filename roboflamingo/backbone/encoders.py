@@ -31,6 +31,7 @@ class VisionConfig:
         heads: of the transformer.
         stem: convolutional layers instead of one patch projection. Trained from scratch in minutes, early
             convolutions learn far faster (Xiao et al. 2021, arXiv 2106.14881); published encoders have none.
+        stem_width: channels after the first of them, twice as many after the second; None for half of `width`.
         activation: of the MLPs; quick_gelu is what OpenAI's CLIP was trained with.
         final_norm: norms the tokens after the last block. OpenFlamingo was trained with open_clip 2.20 and
             before, which did not; open_clip from 2.24 on does.
@@ -45,13 +46,16 @@ class VisionConfig:
     layers: int = 0
     heads: int = 4
     stem: bool = True
+    stem_width: int | None = None
     activation: Literal["gelu", "quick_gelu"] = "gelu"
     final_norm: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         here = "policy.backbone.vision"
-        check_ranges(self, here, image_size=COUNT, patch_size=COUNT, width=COUNT, layers=AMOUNT, heads=COUNT)
+        check_ranges(
+            self, here, image_size=COUNT, patch_size=COUNT, width=COUNT, layers=AMOUNT, heads=COUNT, stem_width=COUNT
+        )
         if self.kind != VIT:
             return
         if self.settings:

@@ -61,7 +61,7 @@ class VisionEncoder(VisionTransformer, ImageEncoder):
             Block(config.width, config.heads, act_layer=activation) for _ in range(config.layers)
         )
         if config.stem:
-            self.conv1 = convolutional_stem(config.width, config.patch_size)
+            self.conv1 = convolutional_stem(config.width, config.patch_size, config.stem_width)
         self.proj = None  # CLIP's pooled embedding alone needs it
         if not config.final_norm:
             self.ln_post = nn.Identity()
@@ -115,13 +115,20 @@ class VisionEncoder(VisionTransformer, ImageEncoder):
         return torch.cat([first, plane.squeeze(0).flatten(1).T])
 
 
-def convolutional_stem(width: int, patch_size: int) -> nn.Sequential:
-    """Overlapping convolutions down to one token a patch of 8 or 16 pixels."""
-    half = width // 2
+def convolutional_stem(width: int, patch_size: int, first: int | None = None) -> nn.Sequential:
+    """Overlapping convolutions down to one token a patch of 8 or 16 pixels.
+
+    Args:
+        width: of the tokens.
+        patch_size: 8 or 16.
+        first: channels after the first convolution, twice as many after the second; None for half of `width`.
+    """
+    few = width // 2 if first is None else first
+    many = width if first is None else 2 * first
     return nn.Sequential(
-        nn.Conv2d(3, half, 8, stride=4, padding=2),
+        nn.Conv2d(3, few, 8, stride=4, padding=2),
         nn.GELU(),
-        nn.Conv2d(half, width, 3, stride=2, padding=1),
+        nn.Conv2d(few, many, 3, stride=2, padding=1),
         nn.GELU(),
-        nn.Conv2d(width, width, 3, stride=patch_size // 8, padding=1),
+        nn.Conv2d(many, width, 3, stride=patch_size // 8, padding=1),
     )

@@ -227,7 +227,7 @@ def _apply_preset(parser: ArgumentParser, values: Namespace) -> bool:
         UserError: there is no such preset.
     """
     name = values.get("policy.backbone.preset")
-    if name in (None, "tiny"):
+    if name in (None, "scratch"):
         return False
     from roboflamingo.weights.presets import preset
 

@@ -35,6 +35,7 @@ VERBS = {
     "demo": Verb("the whole loop on this machine", "--config configs/demo_short.yaml", True),
     "collect": Verb("record demonstrations", "--out data --settings.scenes D --settings.episodes 800", True),
     "data": Verb("what a data set holds, whether it is whole; packs and converts it", "inspect data/task_D_D", True),
+    "pretrain": Verb("pre-train the small vision-language model", "--config configs/pretrain_tiny.yaml", True),
     "train": Verb("train a policy", "--config configs/train_tiny.yaml --run runs/tiny", True),
     "evaluate": Verb(
         "run CALVIN's chains with a policy",

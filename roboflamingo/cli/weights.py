@@ -25,7 +25,9 @@ def main(arguments: Sequence[str]) -> None:
         "weights", "Brings a preset's published weights from the Hugging Face hub.", EXAMPLES, "get PRESET"
     )
     parser.add_argument("action", choices=["get"], help="what to do")
-    parser.add_argument("preset", choices=[name for name in PRESETS if name != "tiny"], help="which model")
+    parser.add_argument(
+        "preset", choices=[name for name in PRESETS if name not in ("scratch", "tiny")], help="which model"
+    )
     parser.add_argument("--cache", type=str, default=None, help="a folder in the layout of the Hugging Face cache")
     values = parse(parser, arguments)
     get(values.preset, None if values.cache is None else Path(values.cache).expanduser().absolute())

@@ -15,6 +15,7 @@ from roboflamingo.policy.roboflamingo import TOKENIZER, RoboFlamingo
 from roboflamingo.weights.hub import checkpoint_file, clip_file, language_folder
 from roboflamingo.weights.making import make_policy, read_language
 from roboflamingo.weights.tokenizer import open_tokenizer, read_tokenizer
+from roboflamingo.weights.vlm import vlm_folder, with_vlm
 
 
 class RoboFlamingoKind(PolicyKind):
@@ -31,7 +32,10 @@ class RoboFlamingoKind(PolicyKind):
             WeightsError: published weights are missing. Says what to put where.
         """
         backbone, tokenizer = config.backbone, None
-        if fresh and backbone.weights == "published":
+        own = vlm_folder(backbone.checkpoint) if fresh and backbone.weights == "published" else None
+        if own is not None:
+            config = replace(config, backbone=with_vlm(backbone, own))
+        elif fresh and backbone.weights == "published":
             reads_clip = backbone.vision.kind == VIT
             if backbone.language.source is None or (reads_clip and backbone.vision.source is None):
                 return make_policy(config)  # which says what is missing

@@ -24,6 +24,7 @@ from roboflamingo.weights.files import WeightsError, read_tensors
 from roboflamingo.weights.hub import checkpoint_file, clip_file, language_folder
 from roboflamingo.weights.key_names import Problem, assign, flamingo_names, language_names, vision_names
 from roboflamingo.weights.tokenizer import read_tokenizer
+from roboflamingo.weights.vlm import fill_vlm, vlm_folder, with_vlm
 
 ADDED = ("gated_cross_attn_layer", "res_layer", "adapter", "lora_")
 """Parts of the names of what a Flamingo adds to a language model."""
@@ -51,6 +52,13 @@ def make_policy(
         if half:
             _halve_frozen(policy.backbone, trained)
         randomise(policy.backbone)
+        return policy
+    if (own := vlm_folder(backbone.checkpoint)) is not None:
+        policy = RoboFlamingo(replace(config, backbone=with_vlm(backbone, own)))
+        fill_vlm(policy.backbone, own)
+        policy.backbone.copy_residual()
+        if half:
+            _halve_frozen(policy.backbone, trained)
         return policy
     reads_clip = backbone.vision.kind == VIT  # encoders of other packages see to their weights themselves
     if backbone.language.source is None or (reads_clip and backbone.vision.source is None):

@@ -17,6 +17,7 @@ from roboflamingo.backbone.encoders import VisionConfig
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.heads import HeadConfig
 from roboflamingo.policy.config import PolicyConfig, calvin_cameras
+from roboflamingo.weights.vlm import read_vlm_config, vlm_folder
 
 CLIP_L = VisionConfig(
     source="ViT-L-14/openai",
@@ -93,8 +94,23 @@ def _red_pajama(source: str) -> LanguageConfig:
     )
 
 
+TINY = "checkpoints/tiny_vlm"
+"""Where the weights of `tiny` are."""
+
+
+def _tiny() -> PolicyConfig:
+    """The small model that comes pre-trained."""
+    folder = vlm_folder(TINY)
+    assert folder is not None
+    backbone = read_vlm_config(folder)
+    language = replace(backbone.language, words=())  # read with the weights: there are hundreds
+    backbone = replace(backbone, preset="tiny", weights="published", checkpoint=TINY, language=language)
+    return PolicyConfig(backbone=backbone, head=HeadConfig(kind="lstm"), window=8)
+
+
 _MAKERS: dict[str, Callable[[], PolicyConfig]] = {
-    "tiny": PolicyConfig,
+    "scratch": PolicyConfig,
+    "tiny": _tiny,
     "mpt-1b": lambda: published(
         "mpt-1b", _mpt_1b("mosaicml/mpt-1b-redpajama-200b"), 1, "openflamingo/OpenFlamingo-3B-vitl-mpt1b"
     ),
