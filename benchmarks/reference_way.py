@@ -63,7 +63,7 @@ def small_policy(vocabulary: int = MPT_VOCABULARY) -> PolicyConfig:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What every comparison with the reference's way can be told."""
-    names = ("small", *(name for name in PRESETS if name not in ("scratch", "tiny")))
+    names = ("small", *(name for name in PRESETS if name not in ("scratch", "tiny", "smollm2-135m")))
     parser.add_argument("--preset", choices=names, default="small", help="with random weights")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(

@@ -197,7 +197,7 @@ def test_folders_that_the_message_asks_for_are_taken(small, tmp_path):
         ("/no/such/folder", None, r"/no/such/folder is neither a file or folder here nor a name on the hub"),
         (None, "/no/such.pt", r"vision.source '/no/such.pt' is neither a file nor a folder"),
         (None, "ViT-L-14/nobody", r"ViT-L-14/nobody"),
-        ("file", None, r"is a file; give the folder"),
+        ("file", None, r"is a file; give a GGUF file, or the folder"),
     ],
 )
 def test_a_source_that_is_nothing_is_named(small, tmp_path, language, vision, said):

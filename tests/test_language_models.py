@@ -18,8 +18,8 @@ from published import as_mosaic, publish, randomise
 from roboflamingo.backbone.decoders import DECODERS, language_model
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.weights.files import WeightsError
+from roboflamingo.weights.language_files import LanguageFolder, read_tokenizer
 from roboflamingo.weights.making import make_policy, read_language
-from roboflamingo.weights.tokenizer import read_tokenizer
 
 WIDTH, HEADS, LAYERS, TOKENS = 32, 4, 2, 50
 IDS = torch.arange(3, 11).unsqueeze(0)
@@ -174,21 +174,21 @@ def changed(folder, target, **settings):
 def test_the_file_is_named_with_the_key(mpt, tmp_path):
     folder = changed(mpt.language, tmp_path / "folder", attn_config={"prefix_lm": True})
     with pytest.raises(WeightsError, match=r"folder/config\.json: attn_config.prefix_lm True does not exist here"):
-        read_language(folder, LanguageConfig(), 10)
+        read_language(LanguageFolder(folder), LanguageConfig(), 10)
     (folder / "config.json").write_text('{"model_type": "mpt", "d_model": "wide"}')
     with pytest.raises(WeightsError, match=r"config\.json: d_model is 'wide'"):
-        read_language(folder, LanguageConfig(), 10)
+        read_language(LanguageFolder(folder), LanguageConfig(), 10)
 
 
 def test_mpt_1bs_names_of_settings_are_translated(mpt, tmp_path):
     as_mosaic(mpt.language, tmp_path / "mosaic")
     folder = changed(tmp_path / "mosaic", tmp_path / "folder", attn_clip_qkv=6.0, softmax_scale=0.25, attn_impl="torch")
-    settings = read_language(folder, LanguageConfig(), 10).settings
+    settings = read_language(LanguageFolder(folder), LanguageConfig(), 10).settings
     attention = {"qk_ln": True, "alibi": True, "clip_qkv": 6.0, "softmax_scale": 0.25}
     assert settings["attn_config"] == attention and settings["expansion_ratio"] == 4
     refused = changed(tmp_path / "mosaic", tmp_path / "refused", prefix_lm=True)
     with pytest.raises(WeightsError, match=r"refused/config\.json: attn_config.prefix_lm True"):
-        read_language(refused, LanguageConfig(), 10)
+        read_language(LanguageFolder(refused), LanguageConfig(), 10)
 
 
 def with_code(folder, made, tokenizer):
@@ -232,7 +232,7 @@ def test_code_that_a_policys_config_names_is_not_run(tmp_path):
 
 @pytest.mark.parametrize("lacking", [0, 1])
 def test_only_added_tokens_may_lack_a_row(mpt, tmp_path, lacking):
-    tokenizer, added = read_tokenizer(mpt.language)
+    tokenizer, added = read_tokenizer(LanguageFolder(mpt.language))
     folder = changed(mpt.language, tmp_path / "folder")
     tensors = load_file(folder / "model.safetensors")
     name = "transformer.wte.weight"

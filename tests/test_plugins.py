@@ -82,7 +82,10 @@ def test_a_published_language_model_is_read_beside_another_encoder(tmp_path: Pat
 
 
 def test_a_vision_encoder_that_is_none_is_named() -> None:
-    with pytest.raises(UserError, match=r"policy\.backbone\.vision\.kind 'resnet' does not exist; choose one of vit"):
+    with pytest.raises(
+        UserError,
+        match=r"policy\.backbone\.vision\.kind 'resnet' does not exist; choose one of efficientnet_lite0, vit",
+    ):
         RoboFlamingo(with_vision(small_config(), VisionConfig(kind="resnet", width=16)))
 
 

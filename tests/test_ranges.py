@@ -174,7 +174,9 @@ def test_a_preset_means_the_same_in_python_or_is_refused(name: str) -> None:
 
 
 def test_an_unknown_preset_is_refused_in_python() -> None:
-    with pytest.raises(UserError, match="preset 'mpt-9b' does not exist; choose one of scratch, tiny, mpt-1b"):
+    with pytest.raises(
+        UserError, match="preset 'mpt-9b' does not exist; choose one of scratch, tiny, smollm2-135m, mpt-1b"
+    ):
         BackboneConfig(preset="mpt-9b")
 
 

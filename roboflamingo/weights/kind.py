@@ -7,14 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from calvin_eval.system.errors import UserError
-from roboflamingo.backbone.encoders import VIT
 from roboflamingo.backbone.filling import allocate
 from roboflamingo.policy.base import PolicyKind
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.roboflamingo import TOKENIZER, RoboFlamingo
-from roboflamingo.weights.hub import checkpoint_file, clip_file, language_folder
+from roboflamingo.weights.hub import checkpoint_file
+from roboflamingo.weights.language_files import find_language, read_tokenizer
 from roboflamingo.weights.making import make_policy, read_language
-from roboflamingo.weights.tokenizer import open_tokenizer, read_tokenizer
+from roboflamingo.weights.tokenizer import open_tokenizer
+from roboflamingo.weights.vision_files import find_vision
 from roboflamingo.weights.vlm import vlm_folder, with_vlm
 
 
@@ -36,17 +37,13 @@ class RoboFlamingoKind(PolicyKind):
         if own is not None:
             config = replace(config, backbone=with_vlm(backbone, own))
         elif fresh and backbone.weights == "published":
-            reads_clip = backbone.vision.kind == VIT
-            if backbone.language.source is None or (reads_clip and backbone.vision.source is None):
-                return make_policy(config)  # which says what is missing
-            folder = language_folder(backbone.language.source)
-            if reads_clip:
-                clip_file(backbone.vision.source or "")
+            files = find_language(backbone)
+            vision, _ = find_vision(backbone.vision)
             if backbone.checkpoint is not None:
                 checkpoint_file(backbone.checkpoint)
-            tokenizer, _ = read_tokenizer(folder)
-            language = read_language(folder, backbone.language, len(tokenizer))
-            config = replace(config, backbone=replace(backbone, language=language))
+            tokenizer, _ = read_tokenizer(files)
+            language = read_language(files, backbone.language, len(tokenizer))
+            config = replace(config, backbone=replace(backbone, language=language, vision=vision))
         policy = RoboFlamingo(config, tokenizer, empty=True)
         policy.backbone.add_low_rank_updates()
         return policy

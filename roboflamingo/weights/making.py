@@ -1,19 +1,16 @@
-"""Makes policies: with random weights, or with published ones read from a folder, a file or the hub."""
+"""Makes policies: with random weights, or with published ones read from a folder, a file, a package or the hub."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from calvin_eval.system.errors import UserError
-from calvin_eval.system.files import read_json
 from roboflamingo.backbone.decoders import DECODERS, NOT_READ, transformers_config
-from roboflamingo.backbone.encoders import VIT, VisionConfig
 from roboflamingo.backbone.filling import complete, halve, randomise
 from roboflamingo.backbone.flamingo import Flamingo
 from roboflamingo.backbone.language import LanguageConfig
@@ -21,9 +18,10 @@ from roboflamingo.backbone.mpt import mosaic_settings
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.policy.roboflamingo import RoboFlamingo
 from roboflamingo.weights.files import WeightsError, read_tensors
-from roboflamingo.weights.hub import checkpoint_file, clip_file, language_folder
-from roboflamingo.weights.key_names import Problem, assign, flamingo_names, language_names, vision_names
-from roboflamingo.weights.tokenizer import read_tokenizer
+from roboflamingo.weights.hub import checkpoint_file
+from roboflamingo.weights.key_names import Problem, assign, flamingo_names, language_names
+from roboflamingo.weights.language_files import LanguageFiles, find_language, read_tokenizer
+from roboflamingo.weights.vision_files import read_vision
 from roboflamingo.weights.vlm import fill_vlm, vlm_folder, with_vlm
 
 ADDED = ("gated_cross_attn_layer", "res_layer", "adapter", "lora_")
@@ -60,28 +58,17 @@ def make_policy(
         if half:
             _halve_frozen(policy.backbone, trained)
         return policy
-    reads_clip = backbone.vision.kind == VIT  # encoders of other packages see to their weights themselves
-    if backbone.language.source is None or (reads_clip and backbone.vision.source is None):
-        raise WeightsError(
-            "backbone.weights is published, but language.source or vision.source is not set; "
-            "set both, choose a preset that has them, or set weights to random"
-        )
-    folder = language_folder(backbone.language.source)
-    clip = clip_file(backbone.vision.source or "") if reads_clip else None
-    seen = {} if clip is None else vision_names(read_tensors(clip))
-    tokenizer, added = read_tokenizer(folder)
-    language = read_language(folder, backbone.language, len(tokenizer))
-    try:
-        vision = vision_sizes(seen, backbone.vision)
-    except ValueError as error:
-        raise WeightsError(f"{clip}: {error}") from error
+    files = find_language(backbone)
+    seen, vision, seen_in = read_vision(backbone.vision)
+    tokenizer, added = read_tokenizer(files)
+    language = read_language(files, backbone.language, len(tokenizer))
     config = replace(config, backbone=replace(backbone, language=language, vision=vision))
     policy = RoboFlamingo(config, tokenizer, empty=True)
     if half:
         _halve_frozen(policy.backbone, trained)
-    fill_language(policy, folder, added)
-    if clip is not None:
-        fill_vision(policy, seen, clip)
+    fill_language(policy, files, added)
+    if seen_in is not None:
+        fill_vision(policy, seen, seen_in)
     if config.backbone.checkpoint is not None:
         fill_flamingo(policy, checkpoint_file(config.backbone.checkpoint), allow)
     policy.backbone.copy_residual()
@@ -89,15 +76,14 @@ def make_policy(
     return policy
 
 
-def read_language(folder: Path, config: LanguageConfig, tokens: int) -> LanguageConfig:
-    """The same with sizes and settings of the folder's config.json, and a row for every token.
+def read_language(files: LanguageFiles, config: LanguageConfig, tokens: int) -> LanguageConfig:
+    """The same with the sizes and settings that the files say, and a row for every token.
 
     Raises:
         WeightsError: config.json is missing or damaged, of an architecture that does not exist here, or asks for
             what is not run here. Names file and key.
     """
-    path = folder / "config.json"
-    settings = read_settings(folder)
+    path, settings = files.config, files.settings()
     kind = settings["model_type"]
     if kind == "mosaic_gpt":
         settings, kind = mosaic_settings(settings), "mpt"
@@ -119,71 +105,22 @@ def read_language(folder: Path, config: LanguageConfig, tokens: int) -> Language
     return language
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """What is in the config.json of a language model's folder; it has a `model_type`.
-
-    Raises:
-        WeightsError: there is none, or it is damaged.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise WeightsError(f"{path} does not exist; {folder} is no language model's folder")
-    try:
-        settings = read_json(path, "the configuration of a language model")
-    except UserError as error:
-        raise WeightsError(str(error)) from error
-    if not isinstance(settings, dict) or not isinstance(settings.get("model_type"), str):
-        raise WeightsError(f"{path} names no model_type; it should hold the configuration of a language model")
-    return settings
-
-
-def fill_language(policy: RoboFlamingo, folder: Path, added: int) -> None:
+def fill_language(policy: RoboFlamingo, files: LanguageFiles, added: int) -> None:
     """Reads the language model's weights.
 
     Args:
         policy: with memory for them, or without.
-        folder: of the language model.
+        files: of the language model.
         added: tokens that its tokenizer was given here: rows that the table need not have. They begin randomly.
     """
     language = policy.config.backbone.language
-    tensors = language_names(read_tensors(folder), DECODERS[language.kind])
-    _fill_part(policy, "lang_encoder", tensors, folder, added)
+    tensors = language_names(files.tensors(), DECODERS[language.kind])
+    _fill_part(policy, "lang_encoder", tensors, files.path, added)
 
 
 def fill_vision(policy: RoboFlamingo, tensors: dict[str, torch.Tensor], source: Path) -> None:
     """Takes the vision encoder's weights, by our names."""
     _fill_part(policy, "vision_encoder", without_unused_norm(policy, tensors), source)
-
-
-def vision_sizes(tensors: Mapping[str, torch.Tensor], config: VisionConfig) -> VisionConfig:
-    """Sizes of the vision encoder whose weights these are, by our names; the config's where they are none.
-
-    Heads are as wide as CLIP's unless the config knows better, and no tensor tells the activation.
-
-    Raises:
-        ValueError: they are not CLIP's.
-    """
-    names = {name.removeprefix("backbone.vision_encoder.") for name in tensors if ".vision_encoder." in name}
-    if "conv1.weight" not in names:
-        return config
-    projection = tensors["backbone.vision_encoder.conv1.weight"]
-    width, patch = projection.shape[0], projection.shape[-1]
-    if projection.ndim != 4 or "positional_embedding" not in names:
-        raise ValueError(
-            "the vision encoder is not CLIP's: conv1.weight or positional_embedding is missing or misshapen"
-        )
-    patches = len(tensors["backbone.vision_encoder.positional_embedding"]) - 1
-    layers = {name.split(".")[2] for name in names if name.startswith("transformer.resblocks.")}
-    heads = config.heads if config.width == width else max(1, width // 64)
-    return replace(
-        config,
-        image_size=patch * round(patches**0.5),
-        patch_size=patch,
-        width=width,
-        layers=len(layers),
-        heads=heads,
-        stem=False,
-    )
 
 
 def without_unused_norm(policy: RoboFlamingo, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

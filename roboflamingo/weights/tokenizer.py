@@ -6,7 +6,6 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from roboflamingo.backbone.language import with_special_tokens
 from roboflamingo.weights.files import WeightsError
 
 
@@ -28,14 +27,3 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise WeightsError(
             f"{folder} has no tokenizer that can be read (tokenizer.json and its configs): {message[:300]}"
         ) from error
-
-
-def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerBase, int]:
-    """The tokenizer of a language model's folder with OpenFlamingo's tokens, and how many of these it lacked.
-
-    Raises:
-        WeightsError: see `open_tokenizer`.
-    """
-    tokenizer = open_tokenizer(folder)
-    before = len(tokenizer)
-    return with_special_tokens(tokenizer), len(tokenizer) - before
