@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.provenance import fingerprint
 from roboflamingo.cli import estimate
 from roboflamingo.cli.main import main
-from roboflamingo.training.config_parts import OptimizerConfig
+from roboflamingo.training.config import TrainConfig
+from roboflamingo.training.config_parts import DataConfig, TrainableConfig
 from runs import metrics, tiny_policy
 
 
@@ -134,14 +135,22 @@ def test_minutes_follow_from_speeds_and_counts() -> None:
     assert one.training == two.training == pytest.approx((6000 * 0.06 + estimate.START_S) / 60)
     assert one.collecting > 1.9 * two.collecting
     assert one.evaluating == pytest.approx((100 * estimate.STEPS_A_CHAIN * 0.006 + estimate.START_S) / 60)
+    eyes = replace(speeds, encoding_s=0.1)
+    kept = estimate.estimate(eyes, 900, 6000, 100, [1], workers=1, shifts=2)
+    assert kept.training == pytest.approx(one.training + 900 * 2 * 0.1 / 60)
     nothing = estimate.estimate(speeds, 0, 0, 100, [], workers=1)
     assert nothing.minutes == 0
     assert re.match(r"about \d+ minutes: \d+ of demonstrations, \d+ of training, \d+ of evaluation", str(one))
 
 
-def test_speeds_are_measured_by_doing_a_little_of_each_part() -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_speeds_are_measured_by_doing_a_little_of_each_part(frozen: bool) -> None:
     episode = EpisodeSettings(tasks=1, max_steps=60)
-    speeds = estimate.measure("D", episode, tiny_policy(), OptimizerConfig(), batch=4, in_bf16=False)
+    trainable = TrainableConfig(everything=not frozen)
+    data = DataConfig({"a": 1.0})
+    training = TrainConfig("r", data, tiny_policy(), trainable, max_steps=1, batch_size=4)
+    speeds = estimate.measure("D", episode, training, in_bf16=False)
     assert 0 < speeds.world_step_s < speeds.episode_s
     assert speeds.act_s > 0
     assert speeds.training_step_s > 0
+    assert (speeds.encoding_s > 0) == frozen

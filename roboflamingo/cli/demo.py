@@ -92,10 +92,10 @@ def _say_how_long(config: DemoConfig, console: Console) -> float:
     console.print(f"{processor()}: {matmul_gflops():.0f} GFLOP/s in fp32 matrix products", highlight=False)
     in_bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_in_bf16("auto"))
     with console.status("timing a little of each part"):
-        speeds = measure(
-            config.scene, episode_settings(config), config.policy, config.optimizer, config.batch_size, in_bf16=in_bf16
-        )
-    expected = estimate(speeds, episodes, steps, config.chains, wanted, config.workers or cores())
+        training = training_config(config, 0, {"": 1.0}, None)
+        speeds = measure(config.scene, episode_settings(config), training, in_bf16=in_bf16)
+    workers, shifts = config.workers or cores(), config.token_shifts
+    expected = estimate(speeds, episodes, steps, config.chains, wanted, workers, shifts)
     console.print(f"This will take {expected}. Stopped or killed, the same command continues it.", highlight=False)
     return expected.minutes
 

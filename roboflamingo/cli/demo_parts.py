@@ -48,6 +48,8 @@ class DemoConfig:
         max_steps: control steps that a scripted expert has for a task.
         validation_episodes: held-out episodes, collected with the first round.
         leash: how far (m) the target pose may lead the arm, in demonstrations and evaluation.
+        stride: control steps from one frame of the policy's window to the next.
+        token_shifts: random shifts of which a frozen vision encoder's tokens are kept.
         policy: what is trained.
         optimizer: how it is trained.
         batch_size: windows in a batch.
@@ -67,6 +69,8 @@ class DemoConfig:
     max_steps: int = 100
     validation_episodes: int = 30
     leash: float = 0.05
+    stride: int = 1
+    token_shifts: int = 2
     policy: BasePolicyConfig = field(default_factory=PolicyConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(ema=0.999))
     batch_size: int = 32
@@ -88,6 +92,8 @@ class DemoConfig:
             max_steps=Range(2),
             validation_episodes=COUNT,
             leash=ABOVE_ZERO,
+            stride=COUNT,
+            token_shifts=COUNT,
             batch_size=COUNT,
             devices=COUNT,
             chains=Range(1, CHAINS),
@@ -136,7 +142,7 @@ def training_config(config: DemoConfig, number: int, data: dict[str, float], pol
     optimizer = config.optimizer if number == 0 else replace(config.optimizer, warmup_steps=50)
     return TrainConfig(
         run=str(training_run(config, number)),
-        data=DataConfig(folders=dict(data)),
+        data=DataConfig(folders=dict(data), stride=config.stride, token_shifts=config.token_shifts),
         policy=config.policy,
         optimizer=optimizer,
         start_from=None if policy is None else str(policy),

@@ -37,7 +37,7 @@ from roboflamingo.weights.vlm import save_vlm
 
 STATE, VLM, CONFIG, METRICS, RESULTS = "last.ckpt", "vlm", "config.yaml", "metrics.jsonl", "results.json"
 FREE_TO_CHANGE = {"run", "data", "held_out", "log_every_steps", "validate_every_steps", "held_out_pictures"}
-FREE_TO_CHANGE |= {"save_every_minutes", "precision", "accelerator"}
+FREE_TO_CHANGE |= {"save_every_minutes", "max_steps", "precision", "accelerator"}
 """Keys that may differ when a run is continued; data are known by their content."""
 
 
@@ -152,7 +152,7 @@ class _Run:
                 self.step, self.elapsed = self.step + 1, time.monotonic() - started
                 if self.step % config.log_every_steps == 0:
                     seconds, counted = self.elapsed - counted, self.elapsed
-                    speed = config.log_every_steps * config.batch_size / seconds
+                    speed = means.count * config.batch_size / seconds
                     line = means.take() | {"pictures_per_s": round(speed, 1)}
                     self._log(line)
                     text = f"pre-training  step {self.step}  loss {line['loss']:.4f}  {speed:.0f} pictures/s"
@@ -241,6 +241,11 @@ class _Means:
     def add(self, values: dict[str, float]) -> None:
         """Of a step."""
         self._lines.append(values)
+
+    @property
+    def count(self) -> int:
+        """Steps since then."""
+        return len(self._lines)
 
     def take(self) -> dict[str, float]:
         """The means, to begin again."""
