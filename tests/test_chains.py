@@ -11,16 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from calvin_eval.benchmark.chains import (
-    Chain,
-    InitialCondition,
-    chains,
-    draw,
-    initial_conditions,
-    initial_state,
-    possible_in_a_row,
-)
+from calvin_eval.benchmark.calvin import CalvinChains
+from calvin_eval.benchmark.chains import FIRST_SEEDS, SETS, Chain, chains, draw, initial_state
+from calvin_eval.benchmark.rules import InitialCondition, initial_conditions, possible_in_a_row
 from calvin_eval.calvin import BLOCKS, SCENES, Contact
+from calvin_eval.system.errors import UserError
 from calvin_eval.worlds.playtable.scenes import scene_geometry
 from calvin_eval.worlds.playtable.world import PlayTable
 
@@ -48,6 +43,36 @@ def test_drawing_a_condition_s_chains_gives_those_that_ship(index: int) -> None:
     assert Counter(draw(index, len(shipped))) == Counter(shipped)
 
 
+@pytest.mark.parametrize("index", [0, 191])
+def test_drawing_chains_for_choosing_gives_those_that_ship(index: int) -> None:
+    condition = initial_conditions()[index]
+    shipped = [chain for chain in chains(which="choosing") if chain.condition == condition]
+    assert len(shipped) == (6 if index < 40 else 5)
+    assert set(draw(index, len(shipped), FIRST_SEEDS["choosing"] + index, chains())) == set(shipped)
+
+
+def test_no_chain_for_choosing_is_official_or_there_twice() -> None:
+    choosing = chains(which="choosing")
+    assert len(set(choosing)) == 1000 and not set(choosing) & set(chains())
+    assert {chain.condition for chain in choosing} == set(initial_conditions())
+
+
+def test_what_was_drawn_before_is_drawn_around() -> None:
+    first = draw(0, 3)
+    assert not set(draw(0, 3, without=first)) & set(first)
+
+
+def test_the_benchmark_runs_the_set_that_it_is_told() -> None:
+    for which in SETS:
+        episodes = [CalvinChains(set=which).episode(number) for number in (0, 7)]
+        assert [episode.tasks for episode in episodes] == [chains(8, which)[number].tasks for number in (0, 7)]
+    assert CalvinChains().set == "reporting"
+    with pytest.raises(UserError, match=r"settings\.set is 'testing'; it must be one of reporting, choosing"):
+        CalvinChains(set="testing")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no set of chains 'testing'"):
+        chains(1, "testing")  # type: ignore[arg-type]
+
+
 def test_smaller_draws_are_prefixes() -> None:
     assert chains(50) == chains(1000)[:50]
 
@@ -59,7 +84,7 @@ def test_there_are_one_to_a_thousand(count: int) -> None:
 
 
 def test_every_chain_is_possible_by_the_rules_that_draw_it() -> None:
-    assert all(possible_in_a_row(chain.condition, chain.tasks) for chain in chains())
+    assert all(possible_in_a_row(chain.condition, chain.tasks) for which in SETS for chain in chains(which=which))
 
 
 @pytest.mark.parametrize(

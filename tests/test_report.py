@@ -13,6 +13,7 @@ from calvin_eval.benchmark.calvin import summarize_chains
 from calvin_eval.evaluation.report import print_table, read_metrics, write_report
 from calvin_eval.evaluation.report.plots import learning_curves
 from calvin_eval.evaluation.report.protocol import by_horizon, departures, protocol_table
+from calvin_eval.evaluation.report.tables import paired
 from calvin_eval.protocol import EpisodeResult
 from calvin_eval.system.errors import UserError
 from mutations import damaged
@@ -214,6 +215,28 @@ def test_evaluations_are_compared_chain_by_chain(tmp_path, evaluations):
     elsewhere = {**evaluations, "open loop": results([2, 2, 0, 1], 8, scene="A")}
     write_report(tmp_path / "report.html", "t", elsewhere)
     assert "minus closed loop" not in (tmp_path / "report.html").read_text()  # chains start otherwise there
+
+
+def test_chains_for_choosing_and_official_ones_are_not_compared_and_the_page_says_which_are_which(
+    tmp_path, evaluations
+):
+    chosen_on = results([5, 5, 2, 1], 1)
+    chosen_on["settings"]["set"] = "choosing"
+    assert "set of chains choosing (not reporting)" in departures(chosen_on)
+    with pytest.raises(UserError, match="set of chains choosing and reporting cannot be compared chain by chain"):
+        paired(chosen_on, evaluations["closed loop"])
+    write_report(tmp_path / "report.html", "t", {"best": chosen_on, **evaluations})
+    text = (tmp_path / "report.html").read_text()
+    assert "<li>best and closed loop: set of chains choosing and reporting</li>" in text
+    assert "open loop minus closed loop" in text and "minus best" not in text and "<td>4 choosing</td>" in text
+    console = Console(width=100, record=True)
+    print_table({"best": chosen_on}, console)
+    assert "choosing" in console.export_text()
+
+
+def test_evaluations_are_paired_on_the_chains_that_both_ran(evaluations):
+    found = paired(evaluations["closed loop"], results([2, 2], 8))
+    assert found is not None and (found.mean, found.episodes) == (2.0, 2)
 
 
 def test_errors_of_each_part_of_an_action_are_shown_in_its_units(tmp_path, evaluations):

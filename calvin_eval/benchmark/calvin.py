@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from calvin_eval.benchmark.chains import CHAINS, LENGTH, InitialCondition, chains, initial_state
+from calvin_eval.benchmark.chains import CHAINS, LENGTH, ChainSet, InitialCondition, chains, initial_state
 from calvin_eval.benchmark.instructions import SPLITS, sentences
 from calvin_eval.benchmark.metrics import count_subtasks, mean_interval, mean_steps, mean_steps_by_name, wilson
 from calvin_eval.benchmark.tasks import TASKS
@@ -28,19 +28,21 @@ MAX_STEPS = 360
 
 @dataclass(frozen=True)
 class CalvinChains(Benchmark):
-    """The official 1000 chains, in their order. Environments are `CalvinEnv`s, of any scene.
+    """The 1000 chains of a set, in their order. Environments are `CalvinEnv`s, of any scene.
 
     Attributes:
         max_steps: control steps a task may take.
         sentences: split of the instructions; "validation" is the benchmark's one sentence per task, "enriched" takes
             another wording for every chain.
+        set: of chains: "reporting", the official 1000, or "choosing" (see `benchmark.chains`).
 
     Raises:
-        UserError: no step, or no such split.
+        UserError: no step, no such split, or no such set.
     """
 
     max_steps: int = MAX_STEPS
     sentences: str = "validation"
+    set: ChainSet = "reporting"
     name = NAME
 
     def __post_init__(self) -> None:
@@ -50,7 +52,7 @@ class CalvinChains(Benchmark):
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Steps and split."""
+        """Steps, split and set."""
         return asdict(self)
 
     def __len__(self) -> int:
@@ -58,8 +60,8 @@ class CalvinChains(Benchmark):
         return CHAINS
 
     def episode(self, index: int) -> Episode:
-        """A chain: five tasks from the official initial state, as the environment's scene has it."""
-        chain = chains(index + 1)[index]
+        """A chain: five tasks from its initial state, as the environment's scene has it."""
+        chain = chains(index + 1, self.set)[index]
         subtasks = tuple(SubTask(task, self._instruction(task, index), TASKS[task]) for task in chain.tasks)
         return Episode(index, partial(_reset, chain.condition), subtasks, self.max_steps)
 

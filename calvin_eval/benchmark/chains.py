@@ -1,23 +1,26 @@
-"""CALVIN's chains: an initial state and five instructions in a row, 1000 of them (CALVIN SPEC 1.9, 1.10).
+"""CALVIN's chains: an initial state and five instructions in a row, in two sets of 1000 (CALVIN SPEC 1.9, 1.10).
 
-The official 1000 ship as `data/chains.txt`; `python -m calvin_eval.benchmark.chains make` draws them again (a minute
-and a half on one core). Smaller evaluations use the first n, so their results are part of the full one.
+`reporting` is the official 1000, which ship as `data/chains.txt`: figures that are reported are of these. `choosing` is
+1000 more by the same rules from another seed, none of them an official one, which ship as `data/choosing.txt`: what is
+chosen by looking at chains, as a recipe, a checkpoint or E, is chosen on these. Smaller evaluations use the first n of
+a set, so their results are part of the full one. `python -m calvin_eval.benchmark.chains make --set SET` draws a set
+again (a minute and a half on one core).
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from rich.progress import track
 
+from calvin_eval.benchmark.rules import COLOURS, InitialCondition, initial_conditions, possible_in_a_row
 from calvin_eval.benchmark.tasks import TASKS
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import write_text
@@ -27,24 +30,15 @@ from calvin_eval.system.signals import Stopped, stop_signals
 from calvin_eval.worlds.playtable.scenes import DRAWER_TRAVEL, SWITCH_TRAVEL, scene_geometry
 
 CHAINS = 1000
+"""In each set."""
 LENGTH = 5
-FILE = Path(__file__).parent / "data" / "chains.txt"
+DATA = Path(__file__).parent / "data"
 
-COLOURS = ("red", "blue", "pink")
-
-
-@dataclass(frozen=True)
-class InitialCondition:
-    """Where a chain starts, in words; the order of the fields matters (it seeds the block positions)."""
-
-    led: int
-    lightbulb: int
-    slider: str
-    drawer: str
-    red_block: str
-    blue_block: str
-    pink_block: str
-    grasped: int = 0
+ChainSet: TypeAlias = Literal["reporting", "choosing"]
+SETS: tuple[ChainSet, ...] = get_args(ChainSet)
+FILES: dict[ChainSet, Path] = {"reporting": DATA / "chains.txt", "choosing": DATA / "choosing.txt"}
+FIRST_SEEDS: dict[ChainSet, int] = {"reporting": 0, "choosing": 10_000}
+"""Of the first initial condition; each further one has the next seed. CALVIN's own is 0."""
 
 
 @dataclass(frozen=True)
@@ -55,33 +49,24 @@ class Chain:
     tasks: tuple[str, ...]
 
 
-def initial_conditions() -> list[InitialCondition]:
-    """The 192 initial conditions, in CALVIN's order."""
-    places = ("table", "slider_right", "slider_left")
-    product = itertools.product((0, 1), (0, 1), ("right", "left"), ("closed", "open"), places, places, places)
-    return [
-        InitialCondition(*values)
-        for values in product
-        if values.count("table") in (1, 2) and max(values.count("slider_right"), values.count("slider_left")) < 2
-    ]
-
-
-@lru_cache(maxsize=1)
-def _official() -> tuple[Chain, ...]:
+@lru_cache(maxsize=len(SETS))
+def _read(which: ChainSet) -> tuple[Chain, ...]:
     conditions, tasks = initial_conditions(), list(TASKS)
-    rows = [line.split() for line in FILE.read_text().splitlines() if not line.startswith("#")]
+    rows = [line.split() for line in FILES[which].read_text().splitlines() if not line.startswith("#")]
     return tuple(Chain(conditions[int(row[0])], tuple(tasks[int(i)] for i in row[1:])) for row in rows)
 
 
-def chains(count: int = CHAINS) -> list[Chain]:
-    """The first `count` of the official chains.
+def chains(count: int = CHAINS, which: ChainSet = "reporting") -> list[Chain]:
+    """The first `count` chains of a set.
 
     Raises:
-        UserError: count is not in 1..1000.
+        UserError: count is not in 1..1000, or there is no such set.
     """
+    if which not in SETS:
+        raise UserError(f"there is no set of chains {which!r}; the sets are {' and '.join(SETS)}")
     if not 1 <= count <= CHAINS:
-        raise UserError(f"there are {CHAINS} official chains; ask for 1 to {CHAINS}, not {count}")
-    return list(_official()[:count])
+        raise UserError(f"there are {CHAINS} chains for {which}; ask for 1 to {CHAINS}, not {count}")
+    return list(_read(which)[:count])
 
 
 def initial_state(condition: InitialCondition, scene: str = "D") -> tuple[np.ndarray, np.ndarray]:
@@ -153,128 +138,42 @@ def _fnv1_32(text: str) -> int:
     return value
 
 
-# --- how chains are drawn -----------------------------------------------------------------------------------
+def draw(index: int, count: int, seed: int | None = None, without: Collection[Chain] = ()) -> list[Chain]:
+    """Chains of the initial condition of an index.
 
-State = dict[str, Any]
-Rule = tuple[Mapping[str, tuple[Any, ...]], State]
-"""(values that the state must have, values it gets)"""
-
-
-def _needs(**values: Any) -> dict[str, tuple[Any, ...]]:
-    return {key: value if isinstance(value, tuple) else (value,) for key, value in values.items()}
-
-
-def _rules() -> dict[str, list[Rule]]:
-    """What each task asks of the state and does to it; possible is a task of which exactly one rule fits."""
-    blocks = [f"{colour}_block" for colour in COLOURS]
-    rules: dict[str, list[Rule]] = {
-        "move_slider_left": [(_needs(slider="right", grasped=0), {"slider": "left"})],
-        "move_slider_right": [(_needs(slider="left", grasped=0), {"slider": "right"})],
-        "open_drawer": [(_needs(drawer="closed", grasped=0), {"drawer": "open"})],
-        "close_drawer": [(_needs(drawer="open", grasped=0), {"drawer": "closed"})],
-        "place_in_slider": [
-            (
-                _needs(**{block: "grasped", "slider": side, "grasped": 1}),
-                {block: f"slider_{side}", "grasped": 0},
-            )
-            for block in blocks
-            for side in ("right", "left")
-        ],
-        "place_in_drawer": [
-            (_needs(**{block: "grasped", "drawer": "open", "grasped": 1}), {block: "drawer", "grasped": 0})
-            for block in blocks
-        ],
-        "stack_block": [
-            (
-                _needs(**{a: "grasped", b: "table", "grasped": 1}),
-                {a: "stacked_top", b: "stacked_bottom", "grasped": 0},
-            )
-            for a, b in itertools.permutations(blocks, 2)
-        ],
-        "unstack_block": [
-            (_needs(**{a: "stacked_top", b: "stacked_bottom", "grasped": 0}), {a: "table", b: "table"})
-            for a, b in itertools.permutations(blocks, 2)
-        ],
-        "push_into_drawer": [
-            (
-                _needs(
-                    **{block: "table", "drawer": "open", "grasped": 0},
-                    **{other: ("slider_right", "slider_left") for other in blocks if other != block},
-                ),
-                {block: "drawer", "grasped": 0},
-            )
-            for block in blocks
-        ],
-    }
-    for light in ("lightbulb", "led"):
-        rules[f"turn_on_{light}"] = [(_needs(**{light: 0, "grasped": 0}), {light: 1})]
-        rules[f"turn_off_{light}"] = [(_needs(**{light: 1, "grasped": 0}), {light: 0})]
-    for block in blocks:
-        for verb, side in itertools.product(("rotate", "push"), ("right", "left")):
-            rules[f"{verb}_{block}_{side}"] = [(_needs(**{block: "table", "grasped": 0}), {block: "table"})]
-        held = {block: "grasped", "grasped": 1}
-        rules[f"lift_{block}_table"] = [(_needs(**{block: "table", "grasped": 0}), held)]
-        rules[f"lift_{block}_slider"] = [
-            (_needs(**{block: f"slider_{side}", "slider": door, "grasped": 0}), held)
-            for side, door in (("left", "right"), ("right", "left"))
-        ]
-        rules[f"lift_{block}_drawer"] = [(_needs(**{block: "drawer", "drawer": "open", "grasped": 0}), held)]
-    return rules
-
-
-def _category(task: str) -> str:
-    """Tasks of one category occur at most once in a chain."""
-    if task.startswith(("rotate", "push")) and task != "push_into_drawer":
-        return "rotate and push"
-    if task.startswith("lift"):
-        return "lift from " + task.rsplit("_", 1)[1]
-    if task in ("open_drawer", "close_drawer"):
-        return "drawer"
-    families = ("move_slider", "place_in", "turn")
-    return next((family for family in families if task.startswith(family)), task)
-
-
-_RULES = _rules()
-_CATEGORIES = {task: _category(task) for task in TASKS}
-
-
-def possible_in_a_row(condition: InitialCondition, tasks: tuple[str, ...]) -> bool:
-    """Whether the tasks can follow each other from here, by CALVIN's symbolic rules."""
-    if len({_CATEGORIES[task] for task in tasks}) < len(tasks):
-        return False
-    state: State = asdict(condition)
-    for task in tasks:
-        fitting = [gets for needs, gets in _RULES[task] if all(state[key] in needs[key] for key in needs)]
-        if len(fitting) != 1:
-            return False
-        state.update(fitting[0])
-    return True
-
-
-def draw(index: int, count: int) -> list[Chain]:
-    """The chains of the initial condition of an index, as many as asked."""
+    Args:
+        index: of the condition.
+        count: how many.
+        seed: of the draws; CALVIN's own, which is the index, if None.
+        without: chains that are not taken; nor is a chain taken twice where there are any.
+    """
     condition = initial_conditions()[index]
-    rng, names, found = np.random.RandomState(index), list(TASKS), list[Chain]()
+    rng, names, found = np.random.RandomState(index if seed is None else seed), list(TASKS), list[Chain]()
+    taken = set(without)
     while len(found) < count:
         tasks = tuple(str(task) for task in rng.choice(names, size=LENGTH, replace=False))
-        if possible_in_a_row(condition, tasks):
-            found.append(Chain(condition, tasks))
+        chain = Chain(condition, tasks)
+        if possible_in_a_row(condition, tasks) and chain not in taken:
+            found.append(chain)
+            taken |= {chain} if without else set()
     return found
 
 
-def _draw(job: tuple[int, int]) -> tuple[int, list[Chain]]:
+def _draw(job: tuple[int, int], which: ChainSet) -> tuple[int, list[Chain]]:
     index, count = job
-    return index, draw(index, count)
+    without = () if which == "reporting" else _read("reporting")  # CALVIN's own may come twice
+    return index, draw(index, count, FIRST_SEEDS[which] + index, without)
 
 
-def make(workers: int | None = None) -> list[Chain]:
-    """Draws the official 1000 chains, on several cores (all of them by default)."""
+def make(which: ChainSet = "reporting", workers: int | None = None) -> list[Chain]:
+    """Draws the 1000 chains of a set, on several cores (all of them by default)."""
     conditions = initial_conditions()
     counts = [len(part) for part in np.array_split(np.arange(CHAINS), len(conditions))]
-    parts = track(run_jobs(_draw, list(enumerate(counts)), workers or cores()), "Drawing chains", total=len(counts))
+    jobs = run_jobs(partial(_draw, which=which), list(enumerate(counts)), workers or cores())
+    parts = track(jobs, "Drawing chains", total=len(counts))
     found = [chain for _, part in sorted(parts, key=lambda part: part[0]) for chain in part]
     order = list(range(CHAINS))
-    np.random.RandomState(0).shuffle(order)
+    np.random.RandomState(FIRST_SEEDS[which]).shuffle(order)
     return [found[index] for index in order]
 
 
@@ -282,21 +181,23 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser("python -m calvin_eval.benchmark.chains", description="CALVIN's five-task chains.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = verbs.add_parser("make", help="draw the official 1000 chains again and write the file that ships")
-    verb.add_argument("--out", type=Path, default=FILE, help="where to write them")
+    verb = verbs.add_parser("make", help="draw the 1000 chains of a set again and write the file that ships")
+    verb.add_argument("--set", choices=SETS, default="reporting", help="which (default: reporting, the official ones)")
+    verb.add_argument("--out", type=Path, help="where to write them; by default where they ship")
     options = parser.parse_args(arguments)
     conditions, names = initial_conditions(), list(TASKS)
-    rows = ["# CALVIN's 1000 chains: index of the initial condition, then of five tasks (chains.py make)"]
+    rows = [f"# {CHAINS} chains for {options.set}: index of the initial condition, then of five tasks (chains.py make)"]
     try:
         with stop_signals():
-            made = make()
+            made = make(options.set)
     except Stopped as stopped:
         return 128 + stopped.signal
     for chain in made:
         numbers = [conditions.index(chain.condition), *(names.index(task) for task in chain.tasks)]
         rows.append(" ".join(str(number) for number in numbers))
-    write_text(options.out, "\n".join(rows) + "\n")
-    print(f"{len(rows) - 1} chains written to {options.out}")
+    out = options.out or FILES[options.set]
+    write_text(out, "\n".join(rows) + "\n")
+    print(f"{len(rows) - 1} chains written to {out}")
     return 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calvin_eval.benchmark.calvin import MAX_STEPS, CalvinChains
-from calvin_eval.benchmark.chains import CHAINS
+from calvin_eval.benchmark.chains import CHAINS, ChainSet
 from calvin_eval.calvin import CalvinEnv
 from calvin_eval.evaluation.evaluate import MakePolicy, evaluate
 from calvin_eval.system.errors import UserError
@@ -22,7 +22,10 @@ class ChainSettings:
     """How chains are run.
 
     Attributes:
-        chains: how many of the official 1000, from the first.
+        set: of chains. "reporting", the official 1000: for figures that are reported. "choosing", 1000 others by the
+            same rules: for whatever is chosen by looking at results, as a recipe, a checkpoint or E, so that what is
+            reported was chosen without the chains that it is reported on.
+        chains: how many of the set's 1000, from the first.
         max_steps: control steps a task may take.
         sentences: split of the instructions; "validation" is the benchmark's one sentence per task,
             "enriched" takes another wording for every chain.
@@ -31,6 +34,7 @@ class ChainSettings:
         seed: for the bootstrap of the intervals.
     """
 
+    set: ChainSet = "reporting"
     chains: int = CHAINS
     max_steps: int = MAX_STEPS
     sentences: str = "validation"
@@ -53,7 +57,7 @@ class ChainSettings:
 
     def benchmark(self) -> CalvinChains:
         """The chains under these rules."""
-        return CalvinChains(self.max_steps, self.sentences)
+        return CalvinChains(self.max_steps, self.sentences, self.set)
 
 
 def evaluate_chains(

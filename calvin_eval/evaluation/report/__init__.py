@@ -12,7 +12,7 @@ from rich.table import Table
 
 from calvin_eval.evaluation.report import plots
 from calvin_eval.evaluation.report.protocol import OFFICIAL, Results, by_horizon, protocol_table, versions_table
-from calvin_eval.evaluation.report.tables import differences, row
+from calvin_eval.evaluation.report.tables import differences, not_compared, row
 from calvin_eval.evaluation.report.videos import EMBEDDED_BYTES, captioned, travelling
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import read_lines, write_text
@@ -73,6 +73,7 @@ def write_report(
         official=OFFICIAL,
         rows=[row(label, results) for label, results in evaluations.items()],
         differences=differences(evaluations),
+        not_compared=not_compared(evaluations),
         labels=list(evaluations),
         protocol=protocol_table(evaluations),
         versions=versions_table(evaluations),

@@ -79,6 +79,10 @@ def _leash(results: Results) -> str:
     return "none" if leash is None else f"{leash} m"
 
 
+def _chain_set(results: Results) -> str:
+    return str(results["settings"].get("set", "reporting"))  # earlier versions knew no other
+
+
 def _ensemble(results: Results) -> str:
     ensemble = results.get("ensemble")
     return "none" if ensemble is None else f"decay {ensemble}"
@@ -93,6 +97,7 @@ def _short(value: Any) -> str:
 ITEMS = (
     Item("world", _world, "CALVIN"),
     Item("scene", _fact("scene"), "D"),
+    Item("set of chains", _chain_set, "reporting"),
     Item("chains", lambda results: str(results["chains"]), str(CHAINS)),
     Item("steps a task", _setting("max_steps"), "360"),
     Item("instructions", _setting("sentences"), "validation"),
@@ -111,8 +116,10 @@ ITEMS = (
     Item("code of policy", _fact("policy_code")),
     Item(SESSIONS, _sessions),
 )
+SAME_FOR_PAIRS = ("world", "scene", "set of chains")
+"""What makes a chain of a number the one that it is."""
 OFFICIAL = (
-    f"the benchmark's own protocol: CALVIN's world, scene D, {CHAINS} chains, 360 steps a task, "
+    f"the benchmark's own protocol: CALVIN's world, scene D, its own {CHAINS} chains (reporting), 360 steps a task, "
     "validation instructions, no leash"
 )
 
@@ -179,6 +186,7 @@ def same_but_for_horizon(results: Results) -> tuple[str, ...]:
     return tuple(item.read(results) for item in ITEMS if item.name not in names)
 
 
-def same_chains(first: Results, second: Results) -> bool:
-    """Whether equal numbers mean equal chains: the same world and scene."""
-    return all(item.read(first) == item.read(second) for item in ITEMS if item.name in ("world", "scene"))
+def other_chains(first: Results, second: Results) -> list[str]:
+    """Why equal numbers mean other chains, as "set of chains reporting and choosing"; [] where they mean the same."""
+    values = [(item.name, item.read(first), item.read(second)) for item in ITEMS if item.name in SAME_FOR_PAIRS]
+    return [f"{name} {one} and {other}" for name, one, other in values if one != other]

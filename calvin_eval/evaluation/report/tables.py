@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from calvin_eval.benchmark.chains import LENGTH
-from calvin_eval.benchmark.metrics import mean_interval, paired_difference, wilson
-from calvin_eval.evaluation.report.protocol import Results, departures, same_chains
+from calvin_eval.benchmark.metrics import Difference, mean_interval, paired_difference, wilson
+from calvin_eval.evaluation.report.protocol import Results, departures, other_chains
+from calvin_eval.system.errors import UserError
 
 MOST_COMPARED = 6
 """Evaluations of which every pair is compared; of more, each is with the first."""
@@ -29,25 +30,51 @@ def row(label: str, results: Results) -> dict[str, Any]:
         ],
         "length": f"{results['avg_seq_len']:.2f}",
         "interval": f"[{low:.2f}, {high:.2f}]",
-        "chains": str(results["chains"]),
+        "chains": f"{results['chains']}{_which(results)}",
         "departures": departures(results),
     }
 
 
-def differences(evaluations: Mapping[str, Results]) -> list[dict[str, Any]]:
-    """Average lengths compared chain by chain, for evaluations that ran the same chains."""
+def _which(results: Results) -> str:
+    """The set, where it is not the one that figures are reported on."""
+    return " choosing" if results["settings"].get("set") == "choosing" else ""
+
+
+def paired(first: Results, second: Results) -> Difference | None:
+    """How many more tasks of a chain the first evaluation solves than the second; None where they share no chain.
+
+    Raises:
+        UserError: chains of one number are not the same: they are of another set, scene or world.
+    """
+    if different := other_chains(first, second):
+        raise UserError(
+            f"evaluations of {'; '.join(different)} cannot be compared chain by chain: evaluate both on the same chains"
+        )
+    lengths = [{int(k): n for k, n in results.get("lengths", {}).items()} for results in (first, second)]
+    return paired_difference(lengths[0], lengths[1], LENGTH, second["settings"].get("seed", 0))
+
+
+def _pairs(evaluations: Mapping[str, Results]) -> list[tuple[str, str]]:
+    """Labels of what is compared."""
     pairs = list(itertools.combinations(evaluations, 2))
     if len(evaluations) > MOST_COMPARED:
         first = next(iter(evaluations))
         pairs = [pair for pair in pairs if pair[0] == first]
+    return pairs
+
+
+def not_compared(evaluations: Mapping[str, Results]) -> list[str]:
+    """Which evaluations ran other chains than those beside them, and why, as "a and b: scene A and D"."""
+    found = [(one, other, other_chains(evaluations[one], evaluations[other])) for one, other in _pairs(evaluations)]
+    return [f"{one} and {other}: {'; '.join(why)}" for one, other, why in found if why]
+
+
+def differences(evaluations: Mapping[str, Results]) -> list[dict[str, Any]]:
+    """Average lengths compared chain by chain, for evaluations that ran the same chains."""
     rows = []
-    for one, other in pairs:
+    for one, other in _pairs(evaluations):
         before, after = evaluations[one], evaluations[other]
-        if not same_chains(before, after):
-            continue
-        lengths = [{int(k): n for k, n in results.get("lengths", {}).items()} for results in (before, after)]
-        found = paired_difference(lengths[1], lengths[0], LENGTH, before["settings"].get("seed", 0))
-        if found is not None:
+        if not other_chains(before, after) and (found := paired(after, before)) is not None:
             low, high = found.interval
             rows.append(
                 {
