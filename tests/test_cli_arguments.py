@@ -67,6 +67,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> s
         ("evaluate", "--policy and --out must be given", "--policy runs/demo/train1/policy --out"),
         ("convert", "--checkpoint and --out must be given", "--policy.backbone.preset mpt-1b-dolly"),
         ("report", "folders", ""),
+        ("defaults", "folder", ""),
         ("weights", "action", ""),
         ("data", "action", ""),
     ],
@@ -80,7 +81,9 @@ def test_a_verb_without_arguments_says_what_it_needs(
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_one_wrong_argument_is_named(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = {"weights": ("get", "mpt-1b"), "report": ("runs/a",), "data": ("inspect", "a")}.get(verb, ())
+    words = {"weights": ("get", "mpt-1b"), "report": ("runs/a",), "data": ("inspect", "a"), "defaults": ("a",)}.get(
+        verb, ()
+    )
     assert "--colour" in refused(capsys, verb, *words, "--colour", "red")
 
 

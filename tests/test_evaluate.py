@@ -165,7 +165,8 @@ def test_actions_that_no_policy_may_return_are_its_error_before_anything_moves(
         {"chains": 1001},
         {"sentences": "test"},
         {"max_steps": 0},
-        {"leash": 0.0},
+        {"leash": -0.1},
+        {"set": "official"},
         {"videos": -1},
     ],
 )

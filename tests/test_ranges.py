@@ -24,6 +24,7 @@ from roboflamingo.cli.evaluate import EvaluateConfig
 from roboflamingo.data.sources.columns import Columns
 from roboflamingo.heads import HeadConfig
 from roboflamingo.policy.actions import Statistics
+from roboflamingo.policy.base_config import ActingConfig
 from roboflamingo.policy.config import PolicyConfig
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.config_parts import ConfigError, DataConfig, OptimizerConfig, TrainableConfig, WandbConfig
@@ -37,6 +38,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "wandb": WandbConfig,
     "": lambda: TrainConfig("run", DataConfig({"a": 1.0}), max_steps=1),
     "policy": PolicyConfig,
+    "policy.acting": ActingConfig,
     "policy.head": HeadConfig,
     "policy.backbone": BackboneConfig,
     "policy.backbone.vision": VisionConfig,
@@ -63,7 +65,7 @@ MAY_BE_ZERO = {
     "policy.head.continuous_beta", "policy.head.discrete_weight", "policy.backbone.adapter_width",
     "policy.backbone.vision.layers", "policy.backbone.cross_attention.gate", "policy.backbone.lora.language",
     "policy.backbone.lora.vision", "policy.backbone.lora.dropout", "policy.statistics.centre", "settings.videos",
-    "settings.seed", "settings.episode.noise.white", "settings.episode.noise.burst_rate",
+    "settings.seed", "settings.leash", "settings.episode.noise.white", "settings.episode.noise.burst_rate",
     "settings.episode.noise.flip_rate", "ensemble", "videos",
 }  # fmt: skip
 MAY_BE_NEGATIVE = {"policy.backbone.cross_attention.gate", "policy.statistics.centre"}

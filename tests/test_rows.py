@@ -68,7 +68,7 @@ def test_a_rows_commands_are_commands_and_say_in_which_world_they_end(path):
         TrainConfig, "train", ["--config", str(path), *commands["train"][2:]], summary="", examples=""
     )
     evaluated = parse_config(EvaluateConfig, "evaluate", commands["evaluate"], summary="", examples="")
-    assert (evaluated.device, evaluated.scene, evaluated.execute) == ("cuda", "D", 1)
+    assert (evaluated.device, evaluated.scene, evaluated.execute) == ("cuda", "D", None)
     assert evaluated.settings.chains == 1000 and evaluated.settings.leash is None
     assert evaluated.out == f"{trained.run}/chains"
     assert (evaluated.settings.sentences == "enriched") == ("with enriched instructions" in text.splitlines()[0])

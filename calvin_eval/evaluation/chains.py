@@ -13,7 +13,7 @@ from calvin_eval.benchmark.chains import CHAINS, ChainSet
 from calvin_eval.calvin import CalvinEnv
 from calvin_eval.evaluation.evaluate import MakePolicy, evaluate
 from calvin_eval.system.errors import UserError
-from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, SEED, Range, check_ranges
+from calvin_eval.system.ranges import AMOUNT, COUNT, SEED, Range, check_ranges
 from calvin_eval.worlds.leash import leashed
 
 
@@ -29,7 +29,7 @@ class ChainSettings:
         max_steps: control steps a task may take.
         sentences: split of the instructions; "validation" is the benchmark's one sentence per task,
             "enriched" takes another wording for every chain.
-        leash: how far (m) the target pose may lead the measured one (`TargetLeash`); None as CALVIN does.
+        leash: how far (m) the target pose may lead the measured one (`TargetLeash`); None, or 0, as CALVIN does.
         videos: how many chains are filmed, from the first.
         seed: for the bootstrap of the intervals.
     """
@@ -43,9 +43,7 @@ class ChainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_ranges(
-            self, "settings", chains=Range(1, CHAINS), max_steps=COUNT, leash=ABOVE_ZERO, videos=AMOUNT, seed=SEED
-        )
+        check_ranges(self, "settings", chains=Range(1, CHAINS), max_steps=COUNT, leash=AMOUNT, videos=AMOUNT, seed=SEED)
         if self.videos > self.chains:
             raise UserError(f"settings.videos is {self.videos}, but there are only {self.chains} chains to film")
         self.benchmark()  # which knows the splits
@@ -80,7 +78,7 @@ def evaluate_chains(
     """
     return evaluate(
         settings.benchmark(),
-        partial(leashed, make_env, settings.leash),
+        partial(leashed, make_env, settings.leash or None),
         make_policy,
         out,
         settings,

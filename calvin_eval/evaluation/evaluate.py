@@ -29,7 +29,7 @@ from calvin_eval.evaluation.runner import run_episodes
 from calvin_eval.protocol import Benchmark, Env, Episode, EpisodeResult, Policy
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.locks import folder_lock
-from calvin_eval.system.machine import cores
+from calvin_eval.system.machine import cores, hardware
 from calvin_eval.system.processes import run_workers
 from calvin_eval.system.provenance import code_version
 from calvin_eval.system.ranges import AMOUNT, COUNT, SEED, check_ranges
@@ -105,7 +105,7 @@ def evaluate(
         label: of the progress bar.
         about: what is evaluated; JSON values. For a policy of files its fingerprint belongs here
             (`system.provenance.fingerprint`), so that other weights under the same name are another policy, and
-            "renderer".
+            "renderer". "hardware" adds to what `system.machine.hardware` says.
         fresh: removes an evaluation of something else that the folder holds, instead of refusing.
 
     Returns:
@@ -119,6 +119,7 @@ def evaluate(
         WorkerError: a worker process failed or was killed; episodes finished by then are kept.
     """
     facts = {"benchmark": benchmark.name, **(about or {}), "batch": batch, "code": code_version()}
+    facts["hardware"] = hardware() | facts.get("hardware", {})
     facts["settings"] = _together(benchmark, settings, facts)
     _check(facts, workers, settings, benchmark)
     with folder_lock(out, "roboflamingo evaluate"):

@@ -23,9 +23,9 @@ from calvin_eval.system.sealing import opened, sealed
 
 EPOCH = "0"
 """CALVIN files results under the number of a training epoch; a policy of ours has one."""
-FREE = ("episodes", "chains", "videos", "seed", "policy", "made_with")
+FREE = ("episodes", "chains", "videos", "seed", "policy", "made_with", "hardware", "acting_from")
 """Facts that may differ when an evaluation goes on: finished episodes, which CALVIN calls chains, do not depend on
-them. A policy's path is one of them, as its content is compared."""
+them. A policy's path is one of them, as its content is compared; and who said how it acts, as that is compared."""
 ANEW = "choose another folder, remove this one, or ask for a fresh evaluation (--fresh true)"
 
 

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,21 @@ def processor() -> Processor:
         flags = set((facts.get("flags") or facts.get("Features") or "").split())
     limits = tuple(f"{key}={os.environ[key]}" for key in LIMITS if key in os.environ)
     return Processor(name, tuple(flag for flag in FLAGS if flag in flags), cores(), limits)
+
+
+def hardware() -> dict[str, Any]:
+    """What figures that depend on speed must name: processor, instruction sets, their limits, cores, GFLOP/s.
+
+    JSON values. `matmul_gflops` is measured, once in a process, so it differs a little from call to call of a program.
+    """
+    here = processor()
+    return {
+        "processor": here.name,
+        "instructions": list(here.instructions),
+        "limits": list(here.limits),
+        "cores": here.cores,
+        "matmul_gflops": round(matmul_gflops(), 1),
+    }
 
 
 def cores() -> int:

@@ -227,6 +227,9 @@ def _policy(folder: Path) -> Rows:
         folder.name,
         f"a policy: {config.described()}, window {config.window}, chunks of {config.chunk}, {config.actions} actions",
     )
+    acting = {"E": config.acting.execute, "leash": config.acting.leash}
+    chosen = ", ".join(f"{key} {value}" for key, value in acting.items() if value is not None)
+    yield "  acts with", chosen or "E and leash not chosen: closed loop, none"
     path, shapes, types = folder / WEIGHTS, {}, set()
     try:
         with safe_open(path, framework="numpy") as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,11 +14,12 @@ from calvin_eval.system.errors import UsageError, UserError
 from calvin_eval.system.ranges import AMOUNT, COUNT, check_ranges
 from calvin_eval.worlds.playtable.world import PlayTable
 from roboflamingo.cli.arguments import parse_given
-from roboflamingo.cli.policies import EXPERT, check_policy, make_env, open_policy, policy_facts
+from roboflamingo.cli.policies import EXPERT, check_policy, how_to_act, make_env, open_policy, policy_facts, torch_facts
 
 EXAMPLES = """
 roboflamingo evaluate --policy runs/demo/train1/policy --out runs/demo/again --settings.chains 100
 roboflamingo evaluate --policy runs/demo/train1/policy --out runs/open --execute 8           # open loop
+roboflamingo evaluate --policy runs/demo/train1/policy --out runs/try --settings.set choosing --settings.chains 100
 roboflamingo evaluate --policy runs/demo/train1/policy --out runs/mean --ensemble 0.01       # temporal ensemble
 roboflamingo evaluate --policy expert --out runs/expert --settings.chains 100 --renderer none
 """
@@ -32,8 +33,12 @@ class EvaluateConfig:
         policy: its folder, or "expert" for the scripted experts.
         out: folder for results, finished chains and videos.
         scene: where the chains run.
-        settings: which chains, and by which rules.
-        execute: E, actions executed of each predicted chunk: 1 is closed loop, the chunk's length open loop.
+        settings: which chains, and by which rules. While anything is still being chosen by what comes out (a recipe,
+            a checkpoint, E, the leash), give --settings.set choosing; what is reported in the end is of the official
+            chains, --settings.set reporting, which is the default. Of settings.leash, the default is what is saved
+            with the policy; 0 is none.
+        execute: E, actions executed of each predicted chunk: 1 is closed loop, the chunk's length open loop. By default
+            what is saved with the policy, else 1.
         ensemble: decay of a temporal ensemble, with execute 1.
         renderer: what draws the images.
         device: what computes the policy. A GPU is shared by all processes, each with a copy of the policy.
@@ -48,7 +53,7 @@ class EvaluateConfig:
     out: str
     scene: Literal["A", "B", "C", "D"] = "D"
     settings: ChainSettings = field(default_factory=ChainSettings)
-    execute: int = 1
+    execute: int | None = None
     ensemble: float | None = None
     renderer: Literal["panda3d", "tinyrenderer", "none"] = "panda3d"
     device: Literal["cpu", "cuda"] = "cpu"
@@ -58,7 +63,7 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, execute=COUNT, ensemble=AMOUNT, workers=COUNT, batch=COUNT)
-        if self.ensemble is not None and self.execute != 1:
+        if self.ensemble is not None and self.execute not in (None, 1):
             raise UserError(f"a temporal ensemble predicts at every step: ensemble needs execute=1, not {self.execute}")
         if self.settings.videos and self.renderer == "none":
             raise UserError(
@@ -86,14 +91,15 @@ def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
         UsageError: the policy cannot be run so (see `check_policy`).
         UserError: the folder holds an evaluation of something else, and `fresh` is off (see `evaluate`).
     """
-    shape = check_policy(config.policy, config.execute, config.ensemble, config.device, config.renderer)
+    acting = how_to_act(config.policy, config.execute, config.settings.leash, config.ensemble)
+    shape = check_policy(config.policy, acting.execute, config.ensemble, config.device, config.renderer)
     batch = min(config.batch, PlayTable.most)
-    ways = (config.policy, config.execute, config.ensemble, config.scene, config.device, batch)
+    ways = (config.policy, acting.execute, config.ensemble, config.scene, config.device, batch)
     return evaluate_chains(
         partial(make_env, config.scene, config.renderer),
         partial(open_policy, *ways),
         Path(config.out),
-        config.settings,
+        replace(config.settings, leash=acting.leash),
         workers=1 if config.workers is None and config.device == "cuda" else config.workers,
         batch=batch,
         label=label,
@@ -103,9 +109,11 @@ def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
             **shape,
             "scene": config.scene,
             "renderer": config.renderer,
-            "execute": config.execute,
+            "execute": acting.execute,
             "ensemble": config.ensemble,
             "device": config.device,
+            "acting_from": acting.origins,
+            "hardware": torch_facts(config.policy),
         },
         fresh=config.fresh,
     )

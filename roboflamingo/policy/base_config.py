@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, TypeVar
 from calvin_eval.calvin import CALVIN_ACTIONS, GRIPPER, ROBOT_OBS, SCENE_OBS, STATIC
 from calvin_eval.specs import ActionPart, ActionSpec, PolicySpec, RobotSpec
 from calvin_eval.system.errors import UserError
-from calvin_eval.system.ranges import AMOUNT, COUNT, Range, check_ranges
+from calvin_eval.system.ranges import ABOVE_ZERO, AMOUNT, COUNT, Range, check_ranges
 from roboflamingo.policy.actions import NEED_ROBOT_OBS, ActionKind, Statistics
 from roboflamingo.policy.inputs import STATE_SIZES
 
@@ -29,6 +29,26 @@ class CameraConfig:
 
     size: int = 96
     shift: int = 3
+
+
+@dataclass(frozen=True)
+class ActingConfig:
+    """How the policy acts where nobody says otherwise: what `evaluate` and `watch` take as their defaults.
+
+    Nothing in training depends on it, so it is no part of what makes a policy the one that it is
+    (`roboflamingo.weights.acting.identity`).
+
+    Attributes:
+        execute: E, actions executed of each predicted chunk; None where none was chosen, which is closed loop.
+        leash: how far (m) the target pose may lead the measured one; None for no bound. Training takes it from the data
+            sets if all of them were collected with the same one.
+    """
+
+    execute: int | None = None
+    leash: float | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "policy.acting", execute=COUNT, leash=ABOVE_ZERO)
 
 
 def calvin_cameras(
@@ -61,6 +81,7 @@ class BasePolicyConfig:
         action_parts: what recorded actions are made of, and how each part is normalised. Training takes them from the
             data set where none are given, and fills in their centre and scale.
         statistics: of `vectors`, and of `actions` where they are absolute. Training fills them in.
+        acting: E and leash with which it acts where nobody says otherwise.
     """
 
     RANGES: ClassVar[Mapping[str, Range]] = {"window": COUNT, "stride": COUNT, "chunk": COUNT}
@@ -76,6 +97,7 @@ class BasePolicyConfig:
     actions: ActionKind = "relative"
     action_parts: tuple[ActionPart, ...] = ()
     statistics: dict[str, Statistics] = field(default_factory=dict)
+    acting: ActingConfig = field(default_factory=ActingConfig)
 
     def __post_init__(self) -> None:
         self.vectors, self.action_parts = tuple(self.vectors), tuple(self.action_parts)
@@ -88,6 +110,11 @@ class BasePolicyConfig:
         check_ranges(self, "policy", UserError, **ranges)
         if self.action_parts and self.actions != "recorded":
             raise UserError(f"policy.action_parts does nothing with policy.actions {self.actions}; it is of recorded")
+        if (self.acting.execute or 1) > self.chunk:
+            raise UserError(
+                f"policy.acting.execute is {self.acting.execute}, more actions than the {self.chunk} that policy.chunk "
+                "predicts"
+            )
         self._check_names()
         for name, camera in self.cameras.items():
             check_ranges(camera, f"policy.cameras.{name}", size=COUNT, shift=AMOUNT)

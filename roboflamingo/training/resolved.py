@@ -23,6 +23,8 @@ FREE_TO_CHANGE = frozenset(
         "data.token_gb",
         "data.workers",
         "data.pack_processes",
+        "policy.acting.execute",
+        "policy.acting.leash",
         "checkpoint_activations",
         "compile",
         "strategy",
@@ -79,6 +81,7 @@ def unused_keys(given: BasePolicyConfig, started: BasePolicyConfig) -> list[str]
         "policy.backbone.language.words",
         "policy.stride",
         "policy.action_parts",
+        "policy.acting.leash",
     )  # by training
     return [
         f"{key} = {value} ({theirs.get(key)} there)"

@@ -18,8 +18,11 @@ from rich.console import Console
 
 from calvin_eval.system.locks import folder_lock
 from roboflamingo.backbone.filling import halve
+from roboflamingo.data.collected import recorded_leash
+from roboflamingo.data.places import folder_at
 from roboflamingo.data.windows import Windows
 from roboflamingo.policy.base import LearnedPolicy, policy_kind
+from roboflamingo.policy.base_config import BasePolicyConfig
 from roboflamingo.training.beforehand import check_beforehand, check_start
 from roboflamingo.training.checkpoint import check_state, load_state, load_trained_weights
 from roboflamingo.training.config import TrainConfig
@@ -102,7 +105,7 @@ def _train(config: TrainConfig, console: Console) -> Path:
     if not (run / "policy").is_dir():  # else this has run here before, and is probably complete
         check_beforehand(config)
     training, held_out = open_windows(config, console)
-    config = replace(config, policy=with_statistics(config.policy, training))
+    config = replace(config, policy=_on_leash_of(config, with_statistics(config.policy, training)))
     if config.max_epochs is not None:
         config = replace(config, max_steps=steps_of(config, training), max_epochs=None)
     saved = load_state(run / "last.ckpt")
@@ -130,6 +133,14 @@ def _train(config: TrainConfig, console: Console) -> Path:
     if is_launched():
         raise SystemExit(0)
     return run / "policy"
+
+
+def _on_leash_of(config: TrainConfig, policy: BasePolicyConfig) -> BasePolicyConfig:
+    """The policy, which is to act on the leash that its data sets were collected with unless it has one already."""
+    if policy.acting.leash is not None:
+        return policy
+    leash = recorded_leash([folder_at(folder) for folder in config.data.folders])
+    return replace(policy, acting=replace(policy.acting, leash=leash))
 
 
 def fit(

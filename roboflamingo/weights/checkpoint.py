@@ -59,7 +59,7 @@ def save_policy(policy: LearnedPolicy, folder: Path, weights: Mapping[str, torch
             _save_weights(policy.state_dict() if weights is None else weights, fresh / WEIGHTS)
             policy.save_beside(fresh)
             write_text(fresh / CONFIG, yaml.safe_dump(_plain(asdict(policy.config)), sort_keys=False))
-            write_json(fresh / SUMS, {name: sha256(fresh / name) for name in _files(fresh)})
+            write_json(fresh / SUMS, {name: sha256(fresh / name) for name in files_of(fresh)})
             replace_folder(fresh, folder)
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -152,7 +152,7 @@ def _check_sums(folder: Path) -> None:
     sums = read_json(folder / SUMS, "the checksums of a policy's files")
     if not isinstance(sums, dict) or not all(isinstance(value, str) for value in sums.values()):
         raise UserError(f"{folder / SUMS} should hold the checksums of a policy's files and is damaged")
-    for name in sorted(sums.keys() ^ set(_files(folder))):
+    for name in sorted(sums.keys() ^ set(files_of(folder))):
         what = f"is missing, and {SUMS} lists it" if name in sums else f"is not in {SUMS}"
         raise UserError(f"{folder / name} {what}; bring the whole folder again")
     for name, wanted in sums.items():
@@ -163,7 +163,7 @@ def _check_sums(folder: Path) -> None:
             )
 
 
-def _files(folder: Path) -> list[str]:
+def files_of(folder: Path) -> list[str]:
     """The files of a policy that checksums are for; the large one last."""
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return [CONFIG, *(name for name in files if name not in (CONFIG, WEIGHTS, SUMS)), WEIGHTS]

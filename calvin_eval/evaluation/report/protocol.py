@@ -15,6 +15,9 @@ OWN_RENDERERS = ("panda3d", "none")
 """How renderers begin that only this project's play table has. CALVIN's simulator draws with TinyRenderer too."""
 UNKNOWN = "not recorded"
 SESSIONS = "sessions (versions and machines that ran chains)"
+SPEED = "matrix products, fp32, all cores"
+INSTRUCTIONS = "instruction set"
+ACTING_FROM = "who chose E and leash"
 HIDDEN = ("git", "processor", "machine")
 """Facts of `made_with` that the first table shows, or that say nothing more."""
 
@@ -83,6 +86,28 @@ def _chain_set(results: Results) -> str:
     return str(results["settings"].get("set", "reporting"))  # earlier versions knew no other
 
 
+def _acting_from(results: Results) -> str:
+    origins = results.get("acting_from")
+    return UNKNOWN if not isinstance(origins, Mapping) else ", ".join(f"{key} {who}" for key, who in origins.items())
+
+
+def _speed(results: Results) -> str:
+    speed = _of_hardware(results, "matmul_gflops")
+    return UNKNOWN if speed is None else f"{speed:g} GFLOP/s"
+
+
+def _instructions(results: Results) -> str:
+    """What torch used, where it was asked, else what the processor has; and what keeps them down."""
+    words = [_of_hardware(results, "torch_instructions") or " ".join(_of_hardware(results, "instructions") or ())]
+    words += _of_hardware(results, "limits") or ()
+    return ", ".join(word for word in words if word) or UNKNOWN
+
+
+def _of_hardware(results: Results, key: str) -> Any:
+    facts = results.get("hardware")
+    return facts.get(key) if isinstance(facts, Mapping) else None
+
+
 def _ensemble(results: Results) -> str:
     ensemble = results.get("ensemble")
     return "none" if ensemble is None else f"decay {ensemble}"
@@ -106,11 +131,14 @@ ITEMS = (
     Item("history", _history),
     Item("E (actions executed per prediction)", _fact("execute")),
     Item("temporal ensemble", _ensemble),
+    Item(ACTING_FROM, _acting_from),
     Item("seed", _setting("seed")),
     Item("renderer", _fact("renderer")),
     Item("device", _fact("device")),
     Item("batch", _fact("batch")),
     Item("processor", _made_with("processor", "machine")),
+    Item(SPEED, _speed),
+    Item(INSTRUCTIONS, _instructions),
     Item("commit", _made_with("git")),
     Item("code of benchmark", _fact("code")),
     Item("code of policy", _fact("policy_code")),
@@ -182,8 +210,9 @@ def by_horizon(evaluations: Mapping[str, Results]) -> dict[str, Results]:
 
 def same_but_for_horizon(results: Results) -> tuple[str, ...]:
     """What two evaluations must share so that their lengths show the effect of E."""
-    names = ("E (actions executed per prediction)", "seed", "processor", "commit", "batch", "device", SESSIONS)
-    return tuple(item.read(results) for item in ITEMS if item.name not in names)
+    free = ("E (actions executed per prediction)", "seed", "processor", "commit", "batch", "device", SESSIONS)
+    free_too = (ACTING_FROM, SPEED, INSTRUCTIONS)
+    return tuple(item.read(results) for item in ITEMS if item.name not in (*free, *free_too))
 
 
 def other_chains(first: Results, second: Results) -> list[str]:
