@@ -14,7 +14,7 @@ Non-obvious behaviours
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -157,11 +157,14 @@ class SubTask:
         instruction: what the policy is told.
         solved: whether it is done, given what `Env.info` said when it began and what it says now; asked after every
             control step.
+        others: names of what else was done, given the same two; asked of every step of a failed attempt, for tables of
+            what was done instead. None where nobody can tell.
     """
 
     name: str
     instruction: str
     solved: Callable[[Any, Any], bool]
+    others: Callable[[Any, Any], Collection[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -205,12 +208,20 @@ class EpisodeResult:
         tasks: the names of all its sub-tasks.
         solved: how many were solved before the first failure.
         steps: control steps spent on each attempted sub-task.
+        instead: what was done in the attempt that failed, by name, in order, each with the step after which it was
+            first so (see `SubTask.others`).
     """
 
     index: int
     tasks: tuple[str, ...]
     solved: int
     steps: tuple[int, ...]
+    instead: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def failed(self) -> str | None:
+        """The sub-task that ended it; None where all were solved."""
+        return self.tasks[self.solved] if self.solved < len(self.tasks) else None
 
 
 class Benchmark(ABC):

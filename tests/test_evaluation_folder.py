@@ -234,5 +234,5 @@ def test_a_chain_that_goes_another_way_for_its_film_is_said_and_counts_as_filmed
 
 
 def test_films_without_a_renderer_are_refused_before_any_worker_starts(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"films need images.*set settings\.videos to 0"):
+    with pytest.raises(UserError, match=r"films need images.*set settings\.videos and settings\.failure_videos to 0"):
         evaluate_chains(BLIND, refusing, tmp_path, replace(SHORT, videos=1), about={"renderer": "none"})

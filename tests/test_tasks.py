@@ -197,3 +197,14 @@ def test_doors_count_how_far_they_moved_and_lights_that_they_changed() -> None:
     assert solved(moment(doors=far), moment()) == {"move_slider_right", "close_drawer"}
     lit = {"lightbulb": 1, "led": 1}
     assert solved(moment(lights=lit), moment()) == {"turn_off_lightbulb", "turn_off_led"}
+
+
+@given(turn=st.tuples(*[st.floats(-180, 180)] * 3), first=st.tuples(*[st.floats(-180, 180)] * 3))
+def test_a_turn_that_is_too_small_to_count_is_seen_from_the_quaternions_alone(turn: Any, first: Any) -> None:
+    before = Rotation.from_euler("xyz", first, degrees=True)
+    after = Rotation.from_euler("xyz", turn, degrees=True) * before
+    start = moment(block_red={"orientation": before.as_quat()})
+    end = moment(block_red={"orientation": after.as_quat()})
+    x, y, z = (after * before.inv()).as_euler("xyz", degrees=True)
+    counts = abs(x) < 30 and abs(y) < 30
+    assert solved(start, end, ("rotate_red_block_left",)) == ({"rotate_red_block_left"} if counts and z > 60 else set())

@@ -15,8 +15,17 @@ import numpy as np
 
 from calvin_eval.benchmark.chains import CHAINS, LENGTH, ChainSet, InitialCondition, chains, initial_state
 from calvin_eval.benchmark.instructions import SPLITS, sentences
-from calvin_eval.benchmark.metrics import count_subtasks, mean_interval, mean_steps, mean_steps_by_name, wilson
+from calvin_eval.benchmark.metrics import (
+    count_instead,
+    count_subtasks,
+    failures,
+    mean_interval,
+    mean_steps,
+    mean_steps_by_name,
+    wilson,
+)
 from calvin_eval.benchmark.tasks import TASKS
+from calvin_eval.benchmark.tasks import solved as solved_tasks
 from calvin_eval.calvin import CalvinEnv
 from calvin_eval.protocol import Benchmark, Episode, EpisodeResult, Observation, SubTask
 from calvin_eval.system.errors import UserError
@@ -62,7 +71,9 @@ class CalvinChains(Benchmark):
     def episode(self, index: int) -> Episode:
         """A chain: five tasks from its initial state, as the environment's scene has it."""
         chain = chains(index + 1, self.set)[index]
-        subtasks = tuple(SubTask(task, self._instruction(task, index), TASKS[task]) for task in chain.tasks)
+        subtasks = tuple(
+            SubTask(task, self._instruction(task, index), TASKS[task], solved_tasks) for task in chain.tasks
+        )
         return Episode(index, partial(_reset, chain.condition), subtasks, self.max_steps)
 
     def facts(self, env: CalvinEnv) -> Mapping[str, str]:
@@ -86,7 +97,8 @@ def summarize_chains(results: Sequence[EpisodeResult], seed: int = 0) -> dict[st
     """CALVIN's figures, in its own layout, with 95 % intervals beside them (CALVIN SPEC 1.11).
 
     Rates get Wilson's interval, the average length that of `mean_interval`. `lengths` holds what every chain came to,
-    by its index, so that evaluations can be compared chain by chain.
+    by its index, so that evaluations can be compared chain by chain; `done_instead` counts what was done where a task
+    failed, and `failures` lists it by the chain's index.
 
     Args:
         results: at least one chain.
@@ -111,5 +123,7 @@ def summarize_chains(results: Sequence[EpisodeResult], seed: int = 0) -> dict[st
         },
         "steps_per_solved_task": mean_steps(results),
         "task_steps": mean_steps_by_name(results),
+        "done_instead": count_instead(results),
+        "failures": failures(results),
         "lengths": {str(result.index): result.solved for result in results},
     }

@@ -26,6 +26,7 @@ def summarize_episodes(results: Sequence[EpisodeResult], seed: int = 0) -> dict[
         `episodes`, their number; `solved_whole`, the share of which every sub-task was solved; `avg_solved`, sub-tasks
         solved on average; `subtasks`, for each name successes, attempts, rate and the rate's interval; `intervals` of
         `solved_whole` and `avg_solved`; `steps_per_solved_subtask` and `subtask_steps`, control steps on average;
+        `done_instead` and `failures`, see `count_instead` and `failures`;
         `lengths`, sub-tasks solved in each episode by its index.
 
     Args:
@@ -53,6 +54,8 @@ def summarize_episodes(results: Sequence[EpisodeResult], seed: int = 0) -> dict[
         },
         "steps_per_solved_subtask": mean_steps(results),
         "subtask_steps": mean_steps_by_name(results),
+        "done_instead": count_instead(results),
+        "failures": failures(results),
         "lengths": {str(result.index): result.solved for result in results},
     }
 
@@ -66,6 +69,38 @@ def count_subtasks(results: Sequence[EpisodeResult]) -> dict[str, dict[str, int]
             entry["total"] += 1
             entry["success"] += int(position < result.solved)
     return dict(sorted(counts.items()))
+
+
+def count_instead(results: Sequence[EpisodeResult]) -> dict[str, dict[str, Any]]:
+    """What was done where a sub-task failed, by its name.
+
+    Returns:
+        For each sub-task that failed: `failed`, how often; `nothing`, how often nothing was done that has a name;
+        `tasks`, how often each other one was, the most frequent first.
+    """
+    counts: dict[str, dict[str, Any]] = {}
+    for result in results:
+        if result.failed is not None:
+            entry = counts.setdefault(result.failed, {"failed": 0, "nothing": 0, "tasks": {}})
+            entry["failed"] += 1
+            entry["nothing"] += int(not result.instead)
+            for name, _ in result.instead:
+                entry["tasks"][name] = entry["tasks"].get(name, 0) + 1
+    for entry in counts.values():
+        entry["tasks"] = dict(sorted(entry["tasks"].items(), key=lambda item: (-item[1], item[0])))
+    return dict(sorted(counts.items()))
+
+
+def failures(results: Sequence[EpisodeResult]) -> dict[str, dict[str, Any]]:
+    """What ended each episode that was not solved whole, by its index: the sub-task, and what was done instead when."""
+    return {
+        str(result.index): {
+            "task": result.failed,
+            "instead": [{"task": name, "step": step} for name, step in result.instead],
+        }
+        for result in results
+        if result.failed is not None
+    }
 
 
 def mean_steps(results: Sequence[EpisodeResult]) -> float | None:

@@ -31,6 +31,8 @@ class ChainSettings:
             "enriched" takes another wording for every chain.
         leash: how far (m) the target pose may lead the measured one (`TargetLeash`); None, or 0, as CALVIN does.
         videos: how many chains are filmed, from the first.
+        failure_videos: how many chains that were not solved whole are filmed as well, from the first. Chains repeat
+            themselves exactly, so these are run again for it.
         seed: for the bootstrap of the intervals.
     """
 
@@ -40,10 +42,20 @@ class ChainSettings:
     sentences: str = "validation"
     leash: float | None = None
     videos: int = 0
+    failure_videos: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_ranges(self, "settings", chains=Range(1, CHAINS), max_steps=COUNT, leash=AMOUNT, videos=AMOUNT, seed=SEED)
+        check_ranges(
+            self,
+            "settings",
+            chains=Range(1, CHAINS),
+            max_steps=COUNT,
+            leash=AMOUNT,
+            videos=AMOUNT,
+            failure_videos=AMOUNT,
+            seed=SEED,
+        )
         if self.videos > self.chains:
             raise UserError(f"settings.videos is {self.videos}, but there are only {self.chains} chains to film")
         self.benchmark()  # which knows the splits

@@ -18,7 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,6 +36,7 @@ from calvin_eval.system.ranges import AMOUNT, COUNT, SEED, check_ranges
 
 MakeEnv = Callable[[], Env]
 MakePolicy = Callable[[], Policy]
+Done = dict[int, EpisodeResult]
 
 
 class Settings(Protocol):
@@ -50,6 +51,10 @@ class Settings(Protocol):
         """How many of them are filmed, from the first."""
 
     @property
+    def failure_videos(self) -> int:
+        """How many of those that failed are filmed as well, from the first; they are run again for it."""
+
+    @property
     def seed(self) -> int:
         """Of what is drawn for intervals."""
 
@@ -61,15 +66,17 @@ class RunSettings:
     Attributes:
         episodes: how many are run, from the first.
         videos: how many of them are filmed, from the first.
+        failure_videos: how many of those that failed are filmed as well, from the first; they are run again for it.
         seed: for the intervals.
     """
 
     episodes: int
     videos: int = 0
+    failure_videos: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_ranges(self, "settings", episodes=COUNT, videos=AMOUNT, seed=SEED)
+        check_ranges(self, "settings", episodes=COUNT, videos=AMOUNT, failure_videos=AMOUNT, seed=SEED)
         if self.videos > self.episodes:
             raise UserError(f"settings.videos is {self.videos}, but there are only {self.episodes} episodes to film")
 
@@ -91,7 +98,7 @@ def evaluate(
 
     Finished episodes in the folder count if they are of the same thing: if `about` (but for the path "policy"),
     benchmark, settings, batch and code are what they were. Films that are missing of finished episodes are made by
-    running those episodes again.
+    running those episodes again, and so are films of failures, which nobody knows beforehand.
 
     Args:
         benchmark: what is to be done; picklable.
@@ -126,12 +133,13 @@ def evaluate(
         folder = EvaluationFolder(out, facts, benchmark)
         done = _finished(folder, fresh)
         wanted = [i for i in range(settings.episodes) if i not in done or _lacks_film(folder, i, settings)]
-        if wanted:
-            job = _Job(benchmark, make_env, make_policy, settings.videos, folder.videos, batch)
-            before = [result for index, result in done.items() if index < settings.episodes and index not in wanted]
-            with closing(_run(job, wanted, workers or cores(), folder, bool(done))) as results:
-                for result in show(results, before, len(wanted), label):
-                    _keep(folder, result, done)
+        first = frozenset(range(settings.videos))
+        job = _Job(benchmark, make_env, make_policy, settings.episodes, first, folder.videos, batch)
+        _complete(job, wanted, workers or cores(), folder, done, label)
+        failed = [i for i in range(settings.episodes) if done[i].failed is not None][: settings.failure_videos]
+        unseen = [i for i in failed if not folder.film(i).is_file()]
+        job = replace(job, filmed=frozenset(unseen))
+        _complete(job, unseen, workers or cores(), folder, done, f"{label}: filming failures")
         counted = [done[index] for index in range(settings.episodes)]
         summary = {
             **(benchmark.summarize(counted, settings.seed) or summarize_episodes(counted, settings.seed)),
@@ -142,6 +150,15 @@ def evaluate(
         }
         folder.write_results(summary)
     return summary
+
+
+def _complete(job: _Job, wanted: Sequence[int], workers: int, folder: EvaluationFolder, done: Done, label: str) -> None:
+    """Runs the wanted episodes, and writes down and shows what comes of each as soon as it is there."""
+    if wanted:
+        before = [result for index, result in done.items() if index < job.episodes and index not in wanted]
+        with closing(_run(job, wanted, workers, folder, bool(done))) as results:
+            for result in show(results, before, len(wanted), label):
+                _keep(folder, result, done)
 
 
 def _together(benchmark: Benchmark, settings: Settings, facts: dict[str, Any]) -> dict[str, Any]:
@@ -159,11 +176,14 @@ def _check(facts: dict[str, Any], workers: int | None, settings: Settings, bench
         raise UserError(f"batch and workers must be at least 1, not {facts['batch']} and {workers}")
     if settings.episodes > len(benchmark):
         raise UserError(f"{benchmark.name} has {len(benchmark)} episodes; choose 1 to {len(benchmark)} of them")
-    if settings.videos and facts.get("renderer") == "none":
-        raise UserError("films need images: choose a renderer other than none, or set settings.videos to 0")
+    if (settings.videos or settings.failure_videos) and facts.get("renderer") == "none":
+        raise UserError(
+            "films need images: choose a renderer other than none, or set settings.videos and "
+            "settings.failure_videos to 0"
+        )
 
 
-def _finished(folder: EvaluationFolder, fresh: bool) -> dict[int, EpisodeResult]:
+def _finished(folder: EvaluationFolder, fresh: bool) -> Done:
     """The episodes that are there and count."""
     try:
         return folder.read()
@@ -178,7 +198,7 @@ def _lacks_film(folder: EvaluationFolder, index: int, settings: Settings) -> boo
     return index < settings.videos and not folder.film(index).is_file()
 
 
-def _keep(folder: EvaluationFolder, result: EpisodeResult, done: dict[int, EpisodeResult]) -> None:
+def _keep(folder: EvaluationFolder, result: EpisodeResult, done: Done) -> None:
     """Writes an episode down. One that was run again for its film counts as filmed."""
     before = done.get(result.index)
     if before is None:
@@ -199,7 +219,8 @@ class _Job:
     """What a worker process is sent.
 
     Attributes:
-        videos: how many episodes are filmed.
+        episodes: how many there are.
+        filmed: numbers of the episodes that are filmed.
         films: folder for films.
         batch: environments of a process.
     """
@@ -207,13 +228,14 @@ class _Job:
     benchmark: Benchmark
     make_env: MakeEnv
     make_policy: MakePolicy
-    videos: int
+    episodes: int
+    filmed: frozenset[int]
     films: Path
     batch: int
 
     def film(self, episode: Episode) -> Path | None:
         """Where the film of an episode goes; None where it is not wanted."""
-        return film_path(self.films, episode.index) if episode.index < self.videos else None
+        return film_path(self.films, episode.index) if episode.index in self.filmed else None
 
 
 @dataclass(frozen=True)

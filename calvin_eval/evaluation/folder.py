@@ -23,7 +23,7 @@ from calvin_eval.system.sealing import opened, sealed
 
 EPOCH = "0"
 """CALVIN files results under the number of a training epoch; a policy of ours has one."""
-FREE = ("episodes", "chains", "videos", "seed", "policy", "made_with", "hardware", "acting_from")
+FREE = ("episodes", "chains", "videos", "failure_videos", "seed", "policy", "made_with", "hardware", "acting_from")
 """Facts that may differ when an evaluation goes on: finished episodes, which CALVIN calls chains, do not depend on
 them. A policy's path is one of them, as its content is compared; and who said how it acts, as that is compared."""
 ANEW = "choose another folder, remove this one, or ask for a fresh evaluation (--fresh true)"
@@ -186,8 +186,9 @@ class EvaluationFolder:
         name = f"episode {value.get('index')}" if isinstance(value, dict) else f"line {str(value)[:40]!r}"
         line = opened(value, name)
         try:
-            result = EpisodeResult(line["index"], tuple(line["tasks"]), line["solved"], tuple(line["steps"]))
-        except (KeyError, TypeError) as error:
+            instead = tuple((name, step) for name, step in line["instead"])
+            result = EpisodeResult(line["index"], tuple(line["tasks"]), line["solved"], tuple(line["steps"]), instead)
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{name}: {error!r}") from None
         wrong = self._wrong(result)
         if wrong:
@@ -196,7 +197,7 @@ class EvaluationFolder:
 
     def _wrong(self, result: EpisodeResult) -> str | None:
         """What a result has that no episode of the benchmark can have."""
-        numbers = (result.index, result.solved, *result.steps)
+        numbers = (result.index, result.solved, *result.steps, *(step for _, step in result.instead))
         if any(type(number) is not int for number in numbers):
             return "a number is none"
         if not 0 <= result.index < len(self._benchmark):
@@ -209,6 +210,8 @@ class EvaluationFolder:
             return f"{result.solved} sub-tasks solved in {len(result.steps)} attempts"
         if any(not 1 <= steps <= most for steps in result.steps):
             return f"steps {result.steps} are not all in 1..{most}"
+        if result.instead and (result.failed is None or any(not 1 <= n <= result.steps[-1] for _, n in result.instead)):
+            return f"{result.instead} was not done in the attempt that failed"
         return None
 
     def _rewrite(self, done: dict[int, EpisodeResult]) -> None:

@@ -13,7 +13,7 @@ Non-obvious behaviours
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +91,9 @@ class _Rollout:
     observation: Observation = field(init=False)
     memory: Memory = field(init=False)
     start: Any = field(init=False)
+    since: list[Any] = field(init=False)
+    """What `Env.info` said after each step of the attempt, where the sub-task can tell what was done instead."""
+    instead: tuple[tuple[str, int], ...] = ()
 
     @property
     def subtask(self) -> SubTask:
@@ -116,7 +119,10 @@ class _Rollout:
             self.step += 1
             if self.clip is not None:
                 self.clip.add(self.observation)
-            if self.subtask.solved(self.start, self.env.info()):
+            now = self.env.info()
+            if self.subtask.others is not None:
+                self.since.append(now)
+            if self.subtask.solved(self.start, now):
                 self._end_subtask(True)
                 if not self.over:
                     self.observation = self.observation if rendered else self.env.observe()
@@ -132,7 +138,7 @@ class _Rollout:
         """What came of it, once it is over."""
         if self.clip is not None:
             self.clip.save()
-        return EpisodeResult(self.episode.index, self.episode.tasks, self.solved, tuple(self.steps))
+        return EpisodeResult(self.episode.index, self.episode.tasks, self.solved, tuple(self.steps), self.instead)
 
     def abandon(self) -> None:
         """Leaves it as it is: nobody will go on with it."""
@@ -141,7 +147,7 @@ class _Rollout:
         self._end_memory()
 
     def _begin_subtask(self) -> None:
-        self.start, self.step = self.env.info(), 0
+        self.start, self.step, self.since = self.env.info(), 0, []
         self.memory = self.policy.start(self.subtask.instruction)
         self.remembered = True
         if self.clip is not None:
@@ -149,6 +155,8 @@ class _Rollout:
 
     def _end_subtask(self, success: bool) -> None:
         self.steps.append(self.step)
+        if not success and self.subtask.others is not None:
+            self.instead = _in_order(self.subtask.others, self.start, self.since)
         self._end_memory()
         if self.clip is not None:
             self.clip.end(success)
@@ -159,3 +167,14 @@ class _Rollout:
         if self.remembered:
             self.remembered = False
             self.policy.end(self.memory)
+
+
+def _in_order(
+    others: Callable[[Any, Any], Collection[str]], start: Any, since: Sequence[Any]
+) -> tuple[tuple[str, int], ...]:
+    """What was done between the start and any step after it, each with the first such step, counted from one."""
+    first: dict[str, int] = {}
+    for step, now in enumerate(since, start=1):
+        for name in sorted(others(start, now)):
+            first.setdefault(name, step)
+    return tuple(first.items())

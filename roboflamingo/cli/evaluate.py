@@ -65,10 +65,9 @@ class EvaluateConfig:
         check_ranges(self, execute=COUNT, ensemble=AMOUNT, workers=COUNT, batch=COUNT)
         if self.ensemble is not None and self.execute not in (None, 1):
             raise UserError(f"a temporal ensemble predicts at every step: ensemble needs execute=1, not {self.execute}")
-        if self.settings.videos and self.renderer == "none":
-            raise UserError(
-                f"settings.videos is {self.settings.videos}, but renderer none draws nothing to film; choose another"
-            )
+        for key in ("videos", "failure_videos"):
+            if (count := getattr(self.settings, key)) and self.renderer == "none":
+                raise UserError(f"settings.{key} is {count}, but renderer none draws nothing to film; choose another")
 
 
 def main(arguments: Sequence[str]) -> None:

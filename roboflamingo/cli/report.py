@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calvin_eval.evaluation.report import print_table, refuse_others, write_report
 from calvin_eval.evaluation.report.reading import Found, find, read_results, short_names
-from calvin_eval.evaluation.report.videos import captioned
+from calvin_eval.evaluation.report.videos import films_of
 from calvin_eval.system.errors import UsageError, UserError
 from roboflamingo.cli.arguments import parse, verb_parser
 
@@ -72,10 +72,11 @@ def run(given: Sequence[str], out: str | None, title: str, metrics: str | None) 
     refuse_others(page)
     labels = _labels(named, found)
     evaluations = {label: read_results(folder) for label, folder in labels.items()}
-    videos: dict[str, Path] = {}
+    videos, failures = dict[str, Path](), dict[str, Path]()
     for label, folder in labels.items():
-        films = captioned(sorted((folder / "videos").glob("*.mp4")))
-        videos |= {f"{label}, {caption.split(', ', 1)[1]}": film for caption, film in films.items()}
+        whole, failed = films_of(folder, evaluations[label])
+        videos |= {f"{label}, {caption}": film for caption, film in whole.items()}
+        failures |= {f"{label}, {caption}": film for caption, film in failed.items()}
     only = next(iter(found.values())) if len(found) == 1 else Found(())
     recipe, curves = only.recipe, only.metrics
     if metrics is not None:
@@ -86,7 +87,9 @@ def run(given: Sequence[str], out: str | None, title: str, metrics: str | None) 
         recipe = beside if beside.is_file() else None
     unfinished = [f"{child} is not finished and left out." for each in found.values() for child in each.unfinished]
     text = "" if recipe is None else recipe.read_text(encoding="utf-8", errors="replace")
-    write_report(page, title, evaluations, metrics=curves, recipe=text, videos=videos, notes=unfinished)
+    write_report(
+        page, title, evaluations, metrics=curves, recipe=text, videos=videos, failures=failures, notes=unfinished
+    )
     print_table(evaluations)
     for note in unfinished:
         print(note)

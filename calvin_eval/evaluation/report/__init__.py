@@ -12,7 +12,7 @@ from rich.table import Table
 
 from calvin_eval.evaluation.report import plots
 from calvin_eval.evaluation.report.protocol import OFFICIAL, Results, by_horizon, protocol_table, versions_table
-from calvin_eval.evaluation.report.tables import differences, not_compared, row
+from calvin_eval.evaluation.report.tables import differences, failed_tasks, not_compared, row
 from calvin_eval.evaluation.report.videos import EMBEDDED_BYTES, captioned, travelling
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import read_lines, write_text
@@ -31,6 +31,7 @@ def write_report(
     metrics: Path | Sequence[Path] | None = None,
     recipe: str = "",
     videos: Mapping[str, Path] | Sequence[Path] = (),
+    failures: Mapping[str, Path] | None = None,
     notes: Sequence[str] = (),
     embed: int = EMBEDDED_BYTES,
 ) -> None:
@@ -44,6 +45,7 @@ def write_report(
         metrics: metrics.jsonl of the training, if there was one; several one after the other.
         recipe: the training's configuration, as YAML.
         videos: films to show, by caption if they are a mapping.
+        failures: films of chains that failed, by caption (see `report.videos.films_of`).
         notes: sentences on how to read the numbers.
         embed: most bytes of videos that go into the page.
 
@@ -63,7 +65,8 @@ def write_report(
         "tasks": plots.per_task(evaluations),
     }
     beside = path.with_name(f"{path.stem}_files")
-    shown = travelling(videos if isinstance(videos, Mapping) else captioned(videos), path, beside, embed)
+    films = dict(videos) if isinstance(videos, Mapping) else captioned(videos)
+    shown = travelling({**films, **(failures or {})}, path, beside, embed)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -80,6 +83,11 @@ def write_report(
         notes=notes,
         **drawings,
         videos=shown,
+        galleries={
+            "Videos": [video for video in shown if video.caption not in (failures or {})],
+            "Failures": [video for video in shown if video.caption in (failures or {})],
+        },
+        failed={label: failed_tasks(results) for label, results in evaluations.items()},
         beside=beside.name,
         recipe=recipe,
     )

@@ -180,6 +180,8 @@ def _check(results: Mapping[str, Any], path: Path) -> None:
     settings = results.get("settings")
     if not isinstance(settings, dict) or type(settings.get("seed", 0)) is not int or settings.get("seed", 0) < 0:
         _refuse(path, "settings", settings, "the settings of an evaluation")
+    if not _tells_what_was_done_instead(results.get("done_instead", {})):
+        _refuse(path, "done_instead", results["done_instead"], "what was done where each task failed")
     if not isinstance(results.get("made_with"), dict):
         _refuse(path, "made_with", results.get("made_with"), "versions of what computed the results")
     if "execute" in results and (type(results["execute"]) is not int or results["execute"] < 1):
@@ -209,6 +211,16 @@ def _lengths(path: Path, chains: int) -> dict[str, int]:
         if line["index"] < chains:
             lengths[str(line["index"])] = line["solved"]
     return lengths
+
+
+def _tells_what_was_done_instead(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(entry, dict)
+        and type(entry.get("nothing")) is int
+        and isinstance(entry.get("tasks"), dict)
+        and all(type(count) is int for count in entry["tasks"].values())
+        for entry in value.values()
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -89,6 +89,34 @@ def differences(evaluations: Mapping[str, Results]) -> list[dict[str, Any]]:
     return rows
 
 
+def failed_tasks(results: Results) -> list[dict[str, str]]:
+    """A line for each task, the least successful first: successes of attempts, and what was done where it failed.
+
+    What was done instead is empty for results of earlier versions, which did not look.
+    """
+    lines, instead = [], results.get("done_instead", {})
+    for task, entry in sorted(results["task_info"].items(), key=lambda item: (_rate(item[1]), item[0])):
+        success, total = entry["success"], entry["total"]
+        done = instead.get(task, {"nothing": 0, "tasks": {}})
+        words = [f"{name} {count}" for name, count in done["tasks"].items()]
+        words += [f"nothing {done['nothing']}"] if done["nothing"] else []
+        low, high = wilson(success, total) if total else (0.0, 1.0)
+        lines.append(
+            {
+                "task": task,
+                "success": f"{success}/{total}",
+                "rate": f"{100 * _rate(entry):.0f}",
+                "interval": f"{100 * low:.0f}-{100 * high:.0f}",
+                "instead": ", ".join(words),
+            }
+        )
+    return lines
+
+
+def _rate(entry: Mapping[str, int]) -> float:
+    return entry["success"] / max(1, entry["total"])
+
+
 def length_interval(results: Results) -> list[float]:
     """The interval of the average length, from how many chains reached each length."""
     chains = results["chains"]
