@@ -102,7 +102,7 @@ def test_results_hold_calvin_s_figures_and_where_they_come_from(uninterrupted: P
     assert low < results["chain_sr"]["1"] <= high
     assert results["settings"] == {
         **{"chains": 6, "max_steps": 360, "sentences": "validation"},
-        **{"leash": None, "videos": 0, "seed": 0},
+        **{"set": "reporting", "leash": None, "videos": 0, "failure_videos": 0, "seed": 0},
     }
     assert (results["policy"], results["scene"], results["renderer"]) == ("expert", "D", "none")
     assert {"git", "python", "numpy", "pybullet"} <= set(results["made_with"])
