@@ -68,6 +68,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str, code: int = 2) -> s
         ("convert", "--checkpoint and --out must be given", "--policy.backbone.preset mpt-1b-dolly"),
         ("report", "folders", ""),
         ("defaults", "folder", ""),
+        ("watch", "policy", ""),
         ("weights", "action", ""),
         ("data", "action", ""),
     ],
@@ -81,9 +82,13 @@ def test_a_verb_without_arguments_says_what_it_needs(
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_one_wrong_argument_is_named(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = {"weights": ("get", "mpt-1b"), "report": ("runs/a",), "data": ("inspect", "a"), "defaults": ("a",)}.get(
-        verb, ()
-    )
+    words = {
+        "weights": ("get", "mpt-1b"),
+        "report": ("runs/a",),
+        "data": ("inspect", "a"),
+        "defaults": ("a",),
+        "watch": ("--policy", "a"),
+    }.get(verb, ())
     assert "--colour" in refused(capsys, verb, *words, "--colour", "red")
 
 

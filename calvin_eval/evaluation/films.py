@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from calvin_eval.protocol import Observation
+from calvin_eval.specs import ActionSpec
 from calvin_eval.system.files import naming
 
 SIZE = 320
@@ -35,37 +36,47 @@ class Clip:
     Args:
         path: where the mp4 goes; it appears there when it is complete.
         rate_hz: control steps a second.
+        judged: whether the outcome is written at the end of a sub-task.
     """
 
-    def __init__(self, path: Path, rate_hz: float) -> None:
+    bar = BAR
+    """Height (pixels) of what is written below the pictures."""
+
+    def __init__(self, path: Path, rate_hz: float, judged: bool = True) -> None:
         self.path = path
         self._every = max(1, round(rate_hz / FRAMES_PER_SECOND))
         self._rate = rate_hz / self._every
         self._widths: dict[str, int] = {}
         self._temporary = path.with_name(f".{path.name}.part.mp4")
         self._writer: Any = None
-        self._text = ""
+        self._judged = judged
+        self._text = self._note = ""
         self._steps = 0
         self._last: Observation | None = None
-        self._font = ImageFont.load_default(size=17)
+        self._font, self._small = ImageFont.load_default(size=17), ImageFont.load_default(size=13)
 
     def begin(self, text: str, observation: Observation) -> None:
         """A sub-task begins with what is seen now."""
-        self._text, self._steps, self._last = text, 0, observation
+        self._text, self._note, self._steps, self._last = text, "", 0, observation
         self._show(observation)
 
-    def add(self, observation: Observation) -> None:
-        """One control step."""
+    def add(self, observation: Observation, action: np.ndarray) -> None:
+        """One control step: an action (A,), and what is seen after it."""
         self._steps += 1
+        self._note = self.note(self._steps, action)
         self._last = observation
         if self._steps % self._every == 0:
             self._show(observation)
+
+    def note(self, step: int, action: np.ndarray) -> str:
+        """What stands below the instruction from that step on; nothing here."""
+        return ""
 
     def end(self, success: bool) -> None:
         """The sub-task is over."""
         if self._last is not None:
             for _ in range(max(1, round(HOLD_S * self._rate))):
-                self._show(self._last, success)
+                self._show(self._last, success if self._judged else None)
 
     def save(self) -> None:
         """Completes the film.
@@ -117,9 +128,9 @@ class Clip:
             self._writer.append_data(self._draw(observation, success))
 
     def _draw(self, observation: Observation, success: bool | None) -> np.ndarray:
-        """One frame (SIZE + BAR, W, 3) uint8, a column for each camera."""
+        """One frame (SIZE + bar, W, 3) uint8, a column for each camera."""
         width, left = sum(self._widths.values()), 0
-        page = Image.new("RGB", (width, SIZE + BAR), PAPER)
+        page = Image.new("RGB", (width, SIZE + self.bar), PAPER)
         for name, column in self._widths.items():
             picture = Image.fromarray(observation.images[name]).resize((column, SIZE), Image.Resampling.BICUBIC)
             page.paste(picture, (left, 0))
@@ -132,7 +143,36 @@ class Clip:
             beside = draw.textbbox(place, word, font=self._font, anchor="ra")[0] - 12
             draw.rectangle((beside, SIZE, width, SIZE + BAR), fill=PAPER)  # over the end of a long instruction
             draw.text(place, word, fill=colour, font=self._font, anchor="ra")
+        if self._note:
+            draw.text((12, SIZE + BAR), self._note, fill=INK, font=self._small)
         return np.asarray(page)
+
+
+class ClipWithActions(Clip):
+    """A film that tells each step's number and action as well.
+
+    Args:
+        path: see `Clip`.
+        rate_hz: see `Clip`.
+        judged: see `Clip`.
+        actions: what an action is.
+    """
+
+    bar = BAR + 24
+
+    def __init__(self, path: Path, rate_hz: float, judged: bool, actions: ActionSpec) -> None:
+        super().__init__(path, rate_hz, judged)
+        self._actions = actions
+
+    def note(self, step: int, action: np.ndarray) -> str:
+        """As "step 12   pose +0.40 -0.12 ...   gripper +1"."""
+        words, first = [f"step {step}"], 0
+        for part in self._actions.parts:
+            numbers = action[first : first + part.size]
+            first += part.size
+            shown = [f"{value:+.2f}" if part.kind == "continuous" else f"{value:+g}" for value in numbers]
+            words.append(" ".join([part.name, *shown]))
+        return "   ".join(words)
 
 
 def _width(image: np.ndarray) -> int:

@@ -36,6 +36,7 @@ def run_episodes(
     envs: Sequence[Env],
     episodes: Iterable[Episode],
     film: Callable[[Episode], Path | None] = no_films,
+    make_clip: Callable[[Path, float], Clip] = Clip,
 ) -> Generator[EpisodeResult, None, None]:
     """Runs episodes; each environment takes the next one as soon as it is free.
 
@@ -44,6 +45,7 @@ def run_episodes(
         envs: at least one; all of one kind.
         episodes: read one at a time.
         film: where the film of an episode goes; None for none.
+        make_clip: begins a film, given where it goes and control steps a second.
 
     Raises:
         UserError: the policy returned something else than chunks of actions that the environment takes, and a memory
@@ -54,7 +56,7 @@ def run_episodes(
         while True:
             while free and (episode := next(upcoming, None)) is not None:
                 path = film(episode)
-                clip = None if path is None else Clip(path, free[-1].spec.rate_hz)
+                clip = None if path is None else make_clip(path, free[-1].spec.rate_hz)
                 running.append(_Rollout(free.pop(), episode, policy, clip))
                 running[-1].begin()
             if not running:
@@ -118,7 +120,7 @@ class _Rollout:
             self.observation = self.env.step(action, render=rendered)
             self.step += 1
             if self.clip is not None:
-                self.clip.add(self.observation)
+                self.clip.add(self.observation, action)
             now = self.env.info()
             if self.subtask.others is not None:
                 self.since.append(now)

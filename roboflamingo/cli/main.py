@@ -42,6 +42,7 @@ VERBS = {
         "--policy runs/tiny/policy --out runs/chains --settings.chains 100",
         True,
     ),
+    "watch": Verb("a video of one instruction being carried out", '--policy runs/tiny/policy "open the drawer"'),
     "defaults": Verb("E and leash that are saved with a policy", "runs/tiny/policy --execute 4"),
     "report": Verb("make a page of plots and videos", "runs/chains --out report.html"),
     "weights": Verb("bring published weights", "get mpt-1b-dolly", True),
