@@ -77,7 +77,8 @@ def test_results_are_right_whatever_episodes_are_like(uninterrupted: Path) -> No
     assert all(entry["success"] == entry["total"] for entry in results["subtasks"].values())
     assert results["lengths"] == {str(index): count for index, count in enumerate(solved)}
     assert (results["benchmark"], results["renderer"], results["batch"]) == ("grid", "squares", 3)
-    assert results["settings"] == {"seed_of_tasks": 0, "budget": 30, "episodes": 12, "videos": 0, "seed": 0}
+    run = {"episodes": 12, "videos": 0, "failure_videos": 0, "seed": 0}
+    assert results["settings"] == {"seed_of_tasks": 0, "budget": 30, **run}
 
 
 def test_a_sub_task_that_is_not_solved_takes_the_whole_budget(uninterrupted: Path) -> None:

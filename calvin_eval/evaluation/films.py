@@ -60,10 +60,10 @@ class Clip:
         self._text, self._note, self._steps, self._last = text, "", 0, observation
         self._show(observation)
 
-    def add(self, observation: Observation, action: np.ndarray) -> None:
-        """One control step: an action (A,), and what is seen after it."""
+    def add(self, observation: Observation, action: np.ndarray | None = None) -> None:
+        """One control step: what is seen after it, and the action (A,), for films that tell it."""
         self._steps += 1
-        self._note = self.note(self._steps, action)
+        self._note = "" if action is None else self.note(self._steps, action)
         self._last = observation
         if self._steps % self._every == 0:
             self._show(observation)
