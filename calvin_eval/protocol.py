@@ -88,10 +88,12 @@ class Policy(ABC):
     Attributes:
         spec: what it reads and gives; None where it reads the privileged state and suits one environment only.
         watches: whether `watch` must be called for the observations between two calls of `act`.
+        sees: whether it looks at images; none are rendered for a policy that does not.
     """
 
     spec: PolicySpec | None = None
     watches: bool = False
+    sees: bool = True
 
     @abstractmethod
     def start(self, instruction: str) -> Memory:

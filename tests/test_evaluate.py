@@ -40,7 +40,7 @@ class Watched(PlayTable):
 class Repeating(Expert):
     """The demonstrators, repeating each action: a chunk in which tasks are solved half-way."""
 
-    repeat = 3
+    repeat, sees = 3, True
 
     def act(
         self, observations: Sequence[Observation], memories: Sequence[Memory]
@@ -122,6 +122,14 @@ def test_success_ends_a_chunk_and_the_next_task_begins_with_a_fresh_look(tmp_pat
 def test_images_are_rendered_only_where_the_policy_looks_next(world: Watched, tmp_path: Path) -> None:
     run(Stubborn(chunk=3), world, 1, tmp_path, max_steps=9)
     assert world.rendered == [False, False, True] * 2 + [False] * 3
+
+
+def test_for_policies_that_see_no_images_none_are_rendered_but_for_films(world: Watched, tmp_path: Path) -> None:
+    run(Expert("D"), world, 1, tmp_path)
+    assert world.rendered and not any(world.rendered)
+    with Watched("tinyrenderer") as filmed:
+        run(Expert("D"), filmed, 1, tmp_path, max_steps=2, videos=1)
+        assert filmed.rendered and all(filmed.rendered)
 
 
 def test_environments_share_forward_passes_and_take_the_next_chain_when_free(tmp_path: Path) -> None:

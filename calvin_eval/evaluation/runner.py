@@ -6,7 +6,8 @@ action is made of, only benchmark and environment know.
 
 Non-obvious behaviours
     - A chunk ends early where the sub-task is solved or out of time within it.
-    - Images are rendered only where the policy looks next, or at every step for policies that watch and for films.
+    - Images are rendered only where the policy looks next, or at every step for policies that watch and for films; for
+      policies that see none, only for films.
     - What a policy returns is checked before anything moves: a policy is often somebody else's program.
     - Every memory that `Policy.start` gave is ended once, however the run ends.
 """
@@ -115,7 +116,7 @@ class _Rollout:
         """Executes a chunk (K, A), unless the sub-task is solved or out of time within it."""
         watches, most = self.policy.watches, self.episode.max_steps
         for number, action in enumerate(actions, start=1):
-            looks_next = (watches or number == len(actions)) and self.step + 1 < most
+            looks_next = self.policy.sees and (watches or number == len(actions)) and self.step + 1 < most
             rendered = looks_next or self.clip is not None
             self.observation = self.env.step(action, render=rendered)
             self.step += 1
@@ -127,7 +128,8 @@ class _Rollout:
             if self.subtask.solved(self.start, now):
                 self._end_subtask(True)
                 if not self.over:
-                    self.observation = self.observation if rendered else self.env.observe()
+                    if self.policy.sees and not rendered:
+                        self.observation = self.env.observe()
                     self._begin_subtask()
                 return
             if self.step == most:

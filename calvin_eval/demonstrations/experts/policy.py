@@ -82,11 +82,13 @@ def demonstrate(task: str, observation: Observation, scene: str | SceneGeometry)
 
 
 class Expert(Policy):
-    """The scripted experts as a policy; its memory is the name of the task.
+    """The scripted experts as a policy, which reads the privileged state; its memory is the name of the task.
 
     Args:
         scene: the scene its environments show, one of `calvin_eval.calvin.SCENES`, or their geometry.
     """
+
+    sees = False
 
     def __init__(self, scene: str | SceneGeometry) -> None:
         self.scene = scene
