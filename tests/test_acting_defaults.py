@@ -17,6 +17,7 @@ from calvin_eval.evaluation.chains import ChainSettings
 from calvin_eval.system.errors import UserError
 from policies import small_config, small_policy
 from roboflamingo.cli import evaluate as verb
+from roboflamingo.cli.contents import describe
 from roboflamingo.cli.defaults import main as defaults
 from roboflamingo.cli.policies import EXPERT, how_to_act
 from roboflamingo.data.collected import recorded_leash
@@ -129,6 +130,8 @@ def test_results_say_how_it_acted_and_who_said_so(folder: Path, tmp_path: Path) 
     assert first["acting_from"] == {"execute": "policy", "leash": "policy"}
     assert first["hardware"]["matmul_gflops"] > 0
     assert first["hardware"]["torch_instructions"] == torch.backends.cpu.get_cpu_capability()
+    told = dict((*describe(tmp_path / "chains"), *describe(folder)))
+    assert told["  set of chains"] == "choosing" and told["  acts with"] == "E 4, leash 0.05"
     line = (tmp_path / "chains" / "chains.jsonl").read_text()
     again: dict[str, Any] = verb.run(replace(config, execute=4))  # the same, so nothing is run again
     assert again["acting_from"]["execute"] == "given"

@@ -14,6 +14,7 @@ from calvin_eval.demonstrations.recording import LAYOUT
 from calvin_eval.demonstrations.segments import SHORTEST
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import read_json, write_json
+from calvin_eval.system.machine import hardware
 from calvin_eval.system.provenance import code_version, provenance
 from calvin_eval.system.sealing import sealed
 
@@ -147,6 +148,7 @@ class Account:
         rate = None if seconds is None else 1000 * seconds / frames
         facts: dict[str, Any] = {"per_1000_frames": {"seconds": rate, "megabytes": megabytes}, "seconds": seconds}
         facts |= {"settings": settings, "about": about, "made_with": provenance()}
+        facts["hardware"] = hardware()
         write_json(self.path, sealed({**counts, **facts}))
         took = "an unknown time" if seconds is None else f"{seconds:.0f} s"
         each = "" if rate is None else f"{rate:.1f} s and "

@@ -180,6 +180,8 @@ def _evaluation(folder: Path) -> Rows:
     rest = "" if finished else "; the same `roboflamingo evaluate` continues it"
     word = "chains" if "chains" in settings else "episodes"
     yield folder.name, f"an evaluation: {done} of {settings.get(word, '?')} {word}{rest}"
+    if "set" in settings:
+        yield "  set of chains", str(settings["set"])
     for key in ("policy", "execute", "leash"):
         if key in _mapping(held):
             yield f"  {key}", str(held[key])
