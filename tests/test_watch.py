@@ -115,6 +115,7 @@ def test_two_seeds_begin_differently(tmp_path: Path) -> None:
     [
         (WatchConfig("expert", "dance"), "name the task, as --task open_drawer"),
         (WatchConfig("expert", task="open_drawer", execute=2), "--execute does nothing with expert"),
+        (WatchConfig("expert", task="open_drawer", out="."), "is a folder; say which file in it, as --out watch.mp4"),
     ],
 )
 def test_what_experts_cannot_do_is_said(config: WatchConfig, message: str) -> None:

@@ -64,7 +64,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=str, default="watch.mp4", help="where the video goes")
     parser.add_argument("--execute", type=int | None, default=None, help="E; by default what is saved with the policy")
     parser.add_argument(
-        "--leash", type=float | None, default=None, help="how far (m) the target may lead the arm; 0 for no bound"
+        "--leash",
+        type=float | None,
+        default=None,
+        help="how far (m) the target may lead the arm; by default what is saved with the policy; 0 for no bound",
     )
     parser.add_argument("--renderer", type=Literal["panda3d", "tinyrenderer"], default="panda3d", help="what draws")
     parser.add_argument("--device", type=Literal["cpu", "cuda"], default="cpu", help="what computes the policy")
@@ -79,7 +82,9 @@ def run(config: WatchConfig) -> EpisodeResult:
         UsageError: the policy cannot be run so; or the experts are given E, or a sentence that they do not know.
         UserError: there is no such task, or no instruction.
     """
-    wish = wish_for(config.instruction, config.task)
+    wish, path = wish_for(config.instruction, config.task), Path(config.out).expanduser()
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; say which file in it, as --out {path / 'watch.mp4'}")
     if config.policy == EXPERT and config.execute is not None:
         raise UsageError(f"--execute does nothing with {EXPERT}, which predicts no chunks")
     acting = how_to_act(config.policy, config.execute, config.leash)
@@ -91,7 +96,6 @@ def run(config: WatchConfig) -> EpisodeResult:
                 "name the task, as --task open_drawer"
             )
         wish = wish_for(None, wish.task)
-    path = Path(config.out).expanduser()
     with (
         closing(open_policy(config.policy, acting.execute, None, config.scene, config.device)) as policy,
         closing(leashed(lambda: make_env(config.scene, config.renderer), acting.leash)) as env,
