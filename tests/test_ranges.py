@@ -65,7 +65,8 @@ MAY_BE_ZERO = {
     "policy.head.continuous_beta", "policy.head.discrete_weight", "policy.backbone.adapter_width",
     "policy.backbone.vision.layers", "policy.backbone.cross_attention.gate", "policy.backbone.lora.language",
     "policy.backbone.lora.vision", "policy.backbone.lora.dropout", "policy.statistics.centre", "settings.videos",
-    "settings.seed", "settings.leash", "settings.episode.noise.white", "settings.episode.noise.burst_rate",
+    "settings.seed", "settings.leash", "settings.failure_videos",
+    "settings.episode.noise.white", "settings.episode.noise.burst_rate",
     "settings.episode.noise.flip_rate", "ensemble", "videos",
 }  # fmt: skip
 MAY_BE_NEGATIVE = {"policy.backbone.cross_attention.gate", "policy.statistics.centre"}
