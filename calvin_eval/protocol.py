@@ -178,6 +178,7 @@ class Episode:
         reset: puts an environment into the initial state and returns what is seen there, images included.
         subtasks: in order; at least one.
         max_steps: control steps that each may take; at least 1.
+        tool: where an observation says that the tool is, (3,) in m, for how smoothly it moves; None for nowhere.
 
     Raises:
         UserError: there is no sub-task, or no step.
@@ -187,6 +188,7 @@ class Episode:
     reset: Callable[[Any], Observation]
     subtasks: tuple[SubTask, ...]
     max_steps: int
+    tool: Callable[[Observation], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         if not self.subtasks or self.max_steps < 1:
@@ -212,6 +214,8 @@ class EpisodeResult:
         steps: control steps spent on each attempted sub-task.
         instead: what was done in the attempt that failed, by name, in order, each with the step after which it was
             first so (see `SubTask.others`).
+        calls: chunks that the policy was asked for in each of them; a measure, which no comparison looks at.
+        jerk: root mean square of the tool's jerk (m/s^3) over the episode, likewise; None where nobody knows it.
     """
 
     index: int
@@ -219,6 +223,8 @@ class EpisodeResult:
     solved: int
     steps: tuple[int, ...]
     instead: tuple[tuple[str, int], ...] = ()
+    calls: tuple[int, ...] = field(default=(), compare=False)
+    jerk: float | None = field(default=None, compare=False)
 
     @property
     def failed(self) -> str | None:

@@ -14,7 +14,7 @@ from acting import BLIND, Stubborn, run_chains
 from calvin_eval.benchmark.chains import chains, initial_state
 from calvin_eval.benchmark.instructions import sentences
 from calvin_eval.demonstrations.experts import Expert
-from calvin_eval.evaluation.chains import ChainSettings
+from calvin_eval.evaluation.chains import ChainSettings, evaluate_chains
 from calvin_eval.protocol import EpisodeResult, Memory, Observation
 from calvin_eval.system.errors import UserError
 from calvin_eval.worlds.playtable.world import PlayTable
@@ -202,3 +202,37 @@ def test_the_first_chains_are_filmed_with_both_cameras_at_real_speed(tmp_path: P
 def test_filming_needs_images(world: Watched, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"renders nothing.*choose another renderer, or set settings\.videos to 0"):
         run(Stubborn(), world, 1, tmp_path, videos=1)
+
+
+def test_calls_of_the_policy_and_the_tools_jerk_are_measured(tmp_path: Path) -> None:
+    moving = np.array([0.5, 0, 0, 0, 0, 0, 1])
+    table, settings = BLIND(), ChainSettings(chains=1, max_steps=10)
+    still, smooth, jerky = (
+        next(run_chains(policy, [table], [0], settings, tmp_path))
+        for policy in (Stubborn(), Stubborn(4, moving), Shaking())
+    )
+    assert still.steps == smooth.steps == (10,)
+    assert (still.calls, smooth.calls, jerky.calls) == ((10,), (3,), (10,))  # the last chunk is cut short
+    assert still.jerk is not None and smooth.jerk is not None and jerky.jerk is not None
+    assert still.jerk < 1 < smooth.jerk < jerky.jerk / 2
+    table.close()
+
+
+class Shaking(Stubborn):
+    """To and fro."""
+
+    def act(
+        self, observations: Sequence[Observation], memories: Sequence[Memory]
+    ) -> tuple[np.ndarray, Sequence[Memory]]:
+        self.chunk = self.chunk * [[-1] * 6 + [1]] if self.batches else np.array([[1.0, 0, 0, 0, 0, 0, 1]])
+        return super().act(observations, memories)
+
+
+def test_chains_run_here_are_those_of_other_processes(tmp_path: Path) -> None:
+    settings = ChainSettings(chains=2, max_steps=12)
+    here = evaluate_chains(BLIND, Stubborn, tmp_path / "here", settings, here=True)
+    there = evaluate_chains(BLIND, Stubborn, tmp_path / "there", settings, workers=1)
+    assert {key: here[key] for key in ("lengths", "jerk", "task_info", "batch")} == {
+        key: there[key] for key in ("lengths", "jerk", "task_info", "batch")
+    }
+    assert (tmp_path / "here" / "chains.jsonl").read_text() == (tmp_path / "there" / "chains.jsonl").read_text()

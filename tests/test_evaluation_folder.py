@@ -152,6 +152,8 @@ def test_no_worker_and_no_environment_are_refused(tmp_path: Path, wrong: dict[st
         ({"solved": True}, "a number is none"),
         ({"steps": (40, 55, 361)}, "not all in 1..360"),
         ({"steps": (40, 0, 360)}, "not all in 1..360"),
+        ({"calls": (40, 55)}, r"calls \(40, 55\) do not fit steps"),
+        ({"calls": (41, 1, 1)}, "do not fit steps"),
         ({"index": 1000}, "CALVIN has 1000 episodes"),
         ({"index": 7}, "its sub-tasks are not those of CALVIN"),
     ],

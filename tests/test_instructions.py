@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from calvin_eval.benchmark.instructions import SPLITS, sentences, task_of
+from calvin_eval.benchmark.instructions import NUMBERS, SPLITS, sentences, task_of
 from calvin_eval.benchmark.tasks import TASKS
 
 ALL = [(task, split, sentence) for task in TASKS for split in SPLITS for sentence in sentences(task, split)]
@@ -30,6 +30,12 @@ def test_every_sentence_belongs_to_one_task_and_one_split() -> None:
     counts = Counter(sentence for _, _, sentence in ALL)
     assert [sentence for sentence, count in counts.items() if count > 1] == []
     assert all(task_of(sentence) == task for task, _, sentence in ALL)
+
+
+def test_numbers_say_which_task_it_is_and_nothing_else() -> None:
+    said = [sentences(task, NUMBERS) for task in TASKS]
+    assert said == [(f"task {number}",) for number in range(34)]
+    assert [task_of(sentence) for (sentence,) in said] == list(TASKS)
 
 
 def test_the_benchmark_uses_only_words_of_training() -> None:

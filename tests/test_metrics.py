@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import beta, binom, multinomial
 
 from calvin_eval.benchmark.calvin import summarize_chains
-from calvin_eval.benchmark.metrics import mean_interval, paired_difference, wilson
+from calvin_eval.benchmark.metrics import mean_interval, paired_difference, root_mean_square_jerk, wilson
 from calvin_eval.protocol import EpisodeResult
 
 TASKS = ("a", "b", "c", "d", "e")
@@ -124,3 +124,17 @@ def test_results_hold_each_chains_length() -> None:
 def test_without_chains_there_is_nothing_to_summarize() -> None:
     with pytest.raises(ValueError, match="no chain was evaluated"):
         summarize_chains([])
+
+
+def test_jerk_is_the_third_derivative_of_the_tools_path() -> None:
+    seconds = np.arange(60) / 30
+    cubic = np.stack([0.5 * seconds**3, 2 * seconds**2, 7 * seconds], axis=1)  # third derivatives 3, 0, 0
+    assert root_mean_square_jerk(cubic, 30) == pytest.approx(3)
+    assert root_mean_square_jerk(cubic[:3], 30) is None and root_mean_square_jerk(np.array([]), 30) is None
+
+
+def test_calls_are_counted_by_the_robots_time_and_jerk_by_the_chain() -> None:
+    measured = [EpisodeResult(0, TASKS, 1, (30, 90), (30, 30), 2.0), EpisodeResult(1, TASKS, 0, (60,), (15,), 4.0)]
+    summary = summarize_chains(measured)
+    assert summary["calls_per_second"] == pytest.approx(30 * 75 / 180) and summary["jerk"] == 3.0
+    assert summarize_chains(RESULTS)["calls_per_second"] is None and summarize_chains(RESULTS)["jerk"] is None

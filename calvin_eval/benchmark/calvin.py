@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 
 from calvin_eval.benchmark.chains import CHAINS, LENGTH, ChainSet, InitialCondition, chains, initial_state
-from calvin_eval.benchmark.instructions import SPLITS, sentences
+from calvin_eval.benchmark.instructions import CHOICES, sentences
 from calvin_eval.benchmark.metrics import (
+    calls_per_second,
     count_instead,
     count_subtasks,
     failures,
     mean_interval,
+    mean_jerk,
     mean_steps,
     mean_steps_by_name,
     wilson,
 )
 from calvin_eval.benchmark.tasks import TASKS
 from calvin_eval.benchmark.tasks import solved as solved_tasks
-from calvin_eval.calvin import CalvinEnv
+from calvin_eval.calvin import CONTROL_RATE_HZ, ROBOT_OBS, CalvinEnv
 from calvin_eval.protocol import Benchmark, Episode, EpisodeResult, Observation, SubTask
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.ranges import COUNT, check_ranges
@@ -42,7 +44,7 @@ class CalvinChains(Benchmark):
     Attributes:
         max_steps: control steps a task may take.
         sentences: split of the instructions; "validation" is the benchmark's one sentence per task, "enriched" takes
-            another wording for every chain.
+            another wording for every chain, "numbers" says "task 17" and no more.
         set: of chains: "reporting", the official 1000, or "choosing" (see `benchmark.chains`).
 
     Raises:
@@ -56,8 +58,8 @@ class CalvinChains(Benchmark):
 
     def __post_init__(self) -> None:
         check_ranges(self, "settings", max_steps=COUNT)
-        if self.sentences not in SPLITS:
-            raise UserError(f"settings.sentences must be one of {', '.join(SPLITS)}, not {self.sentences!r}")
+        if self.sentences not in CHOICES:
+            raise UserError(f"settings.sentences must be one of {', '.join(CHOICES)}, not {self.sentences!r}")
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -74,7 +76,7 @@ class CalvinChains(Benchmark):
         subtasks = tuple(
             SubTask(task, self._instruction(task, index), TASKS[task], solved_tasks) for task in chain.tasks
         )
-        return Episode(index, partial(_reset, chain.condition), subtasks, self.max_steps)
+        return Episode(index, partial(_reset, chain.condition), subtasks, self.max_steps, _tool)
 
     def facts(self, env: CalvinEnv) -> Mapping[str, str]:
         """The scene."""
@@ -89,6 +91,10 @@ class CalvinChains(Benchmark):
         return choices[index % len(choices)]
 
 
+def _tool(seen: Observation) -> np.ndarray:
+    return seen.state[ROBOT_OBS][:3]
+
+
 def _reset(condition: InitialCondition, env: CalvinEnv) -> Observation:
     return env.reset(*initial_state(condition, env.scene))
 
@@ -98,7 +104,7 @@ def summarize_chains(results: Sequence[EpisodeResult], seed: int = 0) -> dict[st
 
     Rates get Wilson's interval, the average length that of `mean_interval`. `lengths` holds what every chain came to,
     by its index, so that evaluations can be compared chain by chain; `done_instead` counts what was done where a task
-    failed, and `failures` lists it by the chain's index.
+    failed, and `failures` lists it by the chain's index. `calls_per_second` is of the robot's time, `jerk` in m/s^3.
 
     Args:
         results: at least one chain.
@@ -125,5 +131,7 @@ def summarize_chains(results: Sequence[EpisodeResult], seed: int = 0) -> dict[st
         "task_steps": mean_steps_by_name(results),
         "done_instead": count_instead(results),
         "failures": failures(results),
+        "calls_per_second": calls_per_second(results, CONTROL_RATE_HZ),
+        "jerk": mean_jerk(results),
         "lengths": {str(result.index): result.solved for result in results},
     }

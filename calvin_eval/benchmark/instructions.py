@@ -1,4 +1,4 @@
-"""What the robot is told: our own sentences for all 34 tasks, in three splits (data/instructions.yaml)."""
+"""What the robot is told: our own sentences for all 34 tasks, in three splits (data/instructions.yaml), or numbers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from calvin_eval.calvin import BLOCKS
 
 FILE = Path(__file__).parent / "data" / "instructions.yaml"
 SPLITS = ("training", "validation", "enriched")
+NUMBERS = "numbers"
+"""The split of policies that get no language: "task 17" says which task it is and nothing about it."""
+CHOICES = (*SPLITS, NUMBERS)
 
 
 @lru_cache(maxsize=1)
@@ -28,7 +31,7 @@ def _table() -> dict[str, dict[str, tuple[str, ...]]]:
                 split: tuple(line.format(colour=colour, side=side) for line in lines)
                 for split, lines in sentences.items()
             }
-    return {task: table[task] for task in TASKS}
+    return {task: {**table[task], NUMBERS: (f"task {number}",)} for number, task in enumerate(TASKS)}
 
 
 @lru_cache(maxsize=1)
@@ -39,15 +42,15 @@ def _tasks_by_sentence() -> dict[str, str]:
 
 
 def sentences(task: str, split: str) -> tuple[str, ...]:
-    """The sentences of a task in a split; `validation` has one.
+    """The sentences of a task in a split; `validation` and `numbers` have one.
 
     Raises:
         KeyError: no such task or split.
     """
     if task not in TASKS:
         raise KeyError(f"task {task!r} does not exist; the tasks are {', '.join(TASKS)}")
-    if split not in SPLITS:
-        raise KeyError(f"split {split!r} does not exist; the splits are {', '.join(SPLITS)}")
+    if split not in CHOICES:
+        raise KeyError(f"split {split!r} does not exist; the splits are {', '.join(CHOICES)}")
     return _table()[task][split]
 
 

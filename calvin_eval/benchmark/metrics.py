@@ -118,6 +118,35 @@ def mean_steps_by_name(results: Sequence[EpisodeResult]) -> dict[str, float]:
     return {task: float(np.mean(counts)) for task, counts in sorted(steps.items())}
 
 
+def calls_per_second(results: Sequence[EpisodeResult], rate_hz: float) -> float | None:
+    """How often a policy is asked for a chunk in a second of the robot's time; None where nobody counted."""
+    counted = [result for result in results if result.calls]
+    steps = sum(sum(result.steps) for result in counted)
+    return rate_hz * sum(sum(result.calls) for result in counted) / steps if steps else None
+
+
+def mean_jerk(results: Sequence[EpisodeResult]) -> float | None:
+    """The episodes' mean of `EpisodeResult.jerk` (m/s^3); None where nobody measured it."""
+    known = [result.jerk for result in results if result.jerk is not None]
+    return float(np.mean(known)) if known else None
+
+
+def root_mean_square_jerk(path: np.ndarray, rate_hz: float) -> float | None:
+    """How abruptly a point moves (m/s^3): the root mean square length of the third difference of its positions.
+
+    Args:
+        path: (n, 3), in m, one position a control step; (0,) where there is none.
+        rate_hz: control steps a second.
+
+    Returns:
+        None for fewer than four positions, which have no third difference.
+    """
+    if len(path) < 4:
+        return None
+    third = np.diff(path, n=3, axis=0) * rate_hz**3
+    return float(np.sqrt((third**2).sum(axis=1).mean()))
+
+
 def wilson(successes: int, trials: int) -> list[float]:
     """Wilson's 95 % interval of a rate."""
     interval = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")

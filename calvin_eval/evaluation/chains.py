@@ -28,7 +28,7 @@ class ChainSettings:
         chains: how many of the set's 1000, from the first.
         max_steps: control steps a task may take.
         sentences: split of the instructions; "validation" is the benchmark's one sentence per task,
-            "enriched" takes another wording for every chain.
+            "enriched" takes another wording for every chain, "numbers" says "task 17" and no more.
         leash: how far (m) the target pose may lead the measured one (`TargetLeash`); None, or 0, as CALVIN does.
         videos: how many chains are filmed, from the first.
         failure_videos: how many chains that were not solved whole are filmed as well, from the first. Chains repeat
@@ -81,6 +81,7 @@ def evaluate_chains(
     label: str = "Evaluating",
     about: dict[str, Any] | None = None,
     fresh: bool = False,
+    here: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a policy on CALVIN's chains; see `evaluation.evaluate.evaluate`.
 
@@ -99,4 +100,5 @@ def evaluate_chains(
         label=label,
         about=about,
         fresh=fresh,
+        here=here,
     )

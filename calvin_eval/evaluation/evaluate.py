@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol
 
 from calvin_eval.benchmark.metrics import summarize_episodes
@@ -93,6 +94,7 @@ def evaluate(
     label: str = "Evaluating",
     about: dict[str, Any] | None = None,
     fresh: bool = False,
+    here: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a policy and writes `out/results.json`.
 
@@ -114,6 +116,7 @@ def evaluate(
             (`system.provenance.fingerprint`), so that other weights under the same name are another policy, and
             "renderer". "hardware" adds to what `system.machine.hardware` says.
         fresh: removes an evaluation of something else that the folder holds, instead of refusing.
+        here: runs the episodes in this process, which saves the start of another where there is a core for one only.
 
     Returns:
         What results.json holds: the benchmark's figures (`Benchmark.summarize`, or those of
@@ -133,13 +136,14 @@ def evaluate(
         folder = EvaluationFolder(out, facts, benchmark)
         done = _finished(folder, fresh)
         wanted = [i for i in range(settings.episodes) if i not in done or _lacks_film(folder, i, settings)]
+        processes = 0 if here else workers or cores()
         first = frozenset(range(settings.videos))
         job = _Job(benchmark, make_env, make_policy, settings.episodes, first, folder.videos, batch)
-        _complete(job, wanted, workers or cores(), folder, done, label)
+        _complete(job, wanted, processes, folder, done, label)
         failed = [i for i in range(settings.episodes) if done[i].failed is not None][: settings.failure_videos]
         unseen = [i for i in failed if not folder.film(i).is_file()]
         job = replace(job, filmed=frozenset(unseen))
-        _complete(job, unseen, workers or cores(), folder, done, f"{label}: filming failures")
+        _complete(job, unseen, processes, folder, done, f"{label}: filming failures")
         counted = [done[index] for index in range(settings.episodes)]
         summary = {
             **(benchmark.summarize(counted, settings.seed) or summarize_episodes(counted, settings.seed)),
@@ -248,15 +252,21 @@ class _Environment:
 def _run(
     job: _Job, wanted: Sequence[int], workers: int, folder: EvaluationFolder, done: bool
 ) -> Generator[EpisodeResult, None, None]:
-    """Runs episodes on several processes, which take them one by one."""
-    workers = min(workers, len(wanted))
-    environments = min(job.batch, -(-len(wanted) // workers))
-    messages = run_workers(
-        _work,
-        [(job, environments)] * workers,
-        _Numbers(wanted, workers),
-        environment={"OMP_NUM_THREADS": "1"},  # a process, a core; torch reads it when it is first imported
-    )
+    """Runs episodes on several processes, which take them one by one, or with 0 in this one."""
+    processes = min(max(1, workers), len(wanted))
+    environments, numbers = min(job.batch, -(-len(wanted) // processes)), _Numbers(wanted, processes)
+    messages: Generator[Any, None, None]
+    if workers:
+        messages = run_workers(
+            _work,
+            [(job, environments)] * processes,
+            numbers,
+            environment={"OMP_NUM_THREADS": "1"},  # a process, a core; torch reads it when it is first imported
+        )
+    else:
+        inbox: SimpleQueue[int | None] = SimpleQueue()
+        numbers.start(inbox)
+        messages = _work(inbox, job, environments)
     with closing(messages):
         for message in messages:
             if isinstance(message, _Environment):

@@ -186,8 +186,9 @@ class EvaluationFolder:
         name = f"episode {value.get('index')}" if isinstance(value, dict) else f"line {str(value)[:40]!r}"
         line = opened(value, name)
         try:
+            tasks, steps, calls = (tuple(line[key]) for key in ("tasks", "steps", "calls"))
             instead = tuple((name, step) for name, step in line["instead"])
-            result = EpisodeResult(line["index"], tuple(line["tasks"]), line["solved"], tuple(line["steps"]), instead)
+            result = EpisodeResult(line["index"], tasks, line["solved"], steps, instead, calls, line["jerk"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{name}: {error!r}") from None
         wrong = self._wrong(result)
@@ -197,7 +198,8 @@ class EvaluationFolder:
 
     def _wrong(self, result: EpisodeResult) -> str | None:
         """What a result has that no episode of the benchmark can have."""
-        numbers = (result.index, result.solved, *result.steps, *(step for _, step in result.instead))
+        done = (step for _, step in result.instead)
+        numbers = (result.index, result.solved, *result.steps, *done, *result.calls)
         if any(type(number) is not int for number in numbers):
             return "a number is none"
         if not 0 <= result.index < len(self._benchmark):
@@ -212,6 +214,8 @@ class EvaluationFolder:
             return f"steps {result.steps} are not all in 1..{most}"
         if result.instead and (result.failed is None or any(not 1 <= n <= result.steps[-1] for _, n in result.instead)):
             return f"{result.instead} was not done in the attempt that failed"
+        if result.calls and not _fit(result.calls, result.steps):
+            return f"calls {result.calls} do not fit steps {result.steps}"
         return None
 
     def _rewrite(self, done: dict[int, EpisodeResult]) -> None:
@@ -228,6 +232,11 @@ def read_results(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict) or EPOCH not in value:
         raise UserError(f"{path} holds no results of an evaluation: it has no entry {EPOCH!r}")
     return opened(value[EPOCH], f"{path}")
+
+
+def _fit(calls: tuple[int, ...], steps: tuple[int, ...]) -> bool:
+    """Whether so many chunks can have been executed in so many steps."""
+    return len(calls) == len(steps) and all(1 <= c <= s for c, s in zip(calls, steps, strict=True))
 
 
 def _flat(facts: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from calvin_eval.benchmark.metrics import root_mean_square_jerk
 from calvin_eval.evaluation.films import Clip
 from calvin_eval.protocol import Env, Episode, EpisodeResult, Memory, Observation, Policy, SubTask, check_returned
 from calvin_eval.system.errors import UserError
@@ -87,6 +88,9 @@ class _Rollout:
     clip: Clip | None
     solved: int = 0
     steps: list[int] = field(default_factory=list)
+    calls: list[int] = field(default_factory=list)
+    path: list[np.ndarray] = field(default_factory=list)
+    """Where the tool was."""
     over: bool = False
     remembered: bool = False
     """Whether there is a memory that has not been ended."""
@@ -110,16 +114,19 @@ class _Rollout:
                 f"films are wanted, but the environment renders nothing ({self.env.renderer}); choose another "
                 "renderer, or set settings.videos to 0"
             )
+        self._follow_tool()
         self._begin_subtask()
 
     def execute(self, actions: np.ndarray) -> None:
         """Executes a chunk (K, A), unless the sub-task is solved or out of time within it."""
         watches, most = self.policy.watches, self.episode.max_steps
+        self.calls[-1] += 1
         for number, action in enumerate(actions, start=1):
             looks_next = self.policy.sees and (watches or number == len(actions)) and self.step + 1 < most
             rendered = looks_next or self.clip is not None
             self.observation = self.env.step(action, render=rendered)
             self.step += 1
+            self._follow_tool()
             if self.clip is not None:
                 self.clip.add(self.observation, action)
             now = self.env.info()
@@ -142,7 +149,9 @@ class _Rollout:
         """What came of it, once it is over."""
         if self.clip is not None:
             self.clip.save()
-        return EpisodeResult(self.episode.index, self.episode.tasks, self.solved, tuple(self.steps), self.instead)
+        jerk = root_mean_square_jerk(np.array(self.path), self.env.spec.rate_hz)
+        steps, calls = tuple(self.steps), tuple(self.calls)
+        return EpisodeResult(self.episode.index, self.episode.tasks, self.solved, steps, self.instead, calls, jerk)
 
     def abandon(self) -> None:
         """Leaves it as it is: nobody will go on with it."""
@@ -150,8 +159,13 @@ class _Rollout:
             self.clip.discard()
         self._end_memory()
 
+    def _follow_tool(self) -> None:
+        if self.episode.tool is not None:
+            self.path.append(self.episode.tool(self.observation))
+
     def _begin_subtask(self) -> None:
         self.start, self.step, self.since = self.env.info(), 0, []
+        self.calls.append(0)
         self.memory = self.policy.start(self.subtask.instruction)
         self.remembered = True
         if self.clip is not None:

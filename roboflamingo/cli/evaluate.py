@@ -82,8 +82,13 @@ def main(arguments: Sequence[str]) -> None:
     print(f"results in {Path(config.out) / 'results.json'}")
 
 
-def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
+def run(config: EvaluateConfig, label: str = "Evaluating", *, here: bool = False) -> dict[str, object]:
     """Evaluates as configured; see `calvin_eval.evaluation.chains.evaluate_chains`.
+
+    Args:
+        config: see `EvaluateConfig`.
+        label: of the progress bar.
+        here: runs the chains in this process, whatever `workers` says.
 
     Raises:
         FileNotFoundError: there is no policy in the folder.
@@ -115,4 +120,5 @@ def run(config: EvaluateConfig, label: str = "Evaluating") -> dict[str, object]:
             "hardware": torch_facts(config.policy),
         },
         fresh=config.fresh,
+        here=here,
     )
