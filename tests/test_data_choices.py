@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,26 @@ def test_wordings_are_drawn_as_often_as_the_annotated_sentence(dataset: Path, tm
     assert set(said) == {"please open drawer 0", "pull it", "slide it out"} and min(said.values()) > 70
     assert windows.__getitems__([len(windows) * 5 + 10])["instruction"] == ["please close drawer 1"]
     assert windows.__getitems__(numbers)["instruction"] == windows.__getitems__(numbers)["instruction"]
+
+
+def test_wordings_alone_stand_in_for_annotated_sentences_of_both_splits(dataset: Path, tmp_path: Path) -> None:
+    path, tasks = tmp_path / "numbers.yaml", ["open_drawer", "close_drawer", "push_red_block_left", "turn_on_led"]
+    path.write_text(yaml.safe_dump({task: [f"task {i}"] for i, task in enumerate(tasks)} | {tasks[0]: ["a", "b"]}))
+    config = tiny_run(tmp_path / "run", dataset)
+    config.data = replace(config.data, wordings=str(path), only_wordings=True)
+    training, held_out = open_windows(config, QUIET)
+    assert held_out is not None and held_out.instructions == ("a", "task 1")
+    assert training.wordings == ["a", "task 1", "task 2", "task 3", "b"]
+    said = Counter(training.__getitems__([place * len(training) + 4 for place in range(100)])["instruction"])
+    assert set(said) == {"a", "b"} and min(said.values()) > 30
+
+
+def test_wordings_alone_must_name_every_task_and_a_file(dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "some.yaml").write_text(yaml.safe_dump({"open_drawer": ["pull"]}))
+    with pytest.raises(DataError, match=r"data\.wordings has none for close_drawer"):
+        opened(tmp_path, dataset, wordings=str(tmp_path / "some.yaml"), only_wordings=True)
+    with pytest.raises(ConfigError, match=r"data\.only_wordings does nothing without data\.wordings"):
+        DataConfig(folders={"a": 1.0}, only_wordings=True)
 
 
 def test_the_references_enriched_sentences_are_wordings() -> None:

@@ -10,7 +10,7 @@ Nothing is stored twice: language and caption samples come from the source, the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,6 +68,18 @@ class SampleTable:
             members = np.flatnonzero(tasks == task)
             kept += random.permutation(members)[: max(1, round(fraction * len(members)))].tolist()
         return self.only(sorted(kept))
+
+    def said(self, sentences: Mapping[str, Sequence[str]]) -> SampleTable:
+        """The same samples with the first of their task's sentences instead of their own.
+
+        Raises:
+            DataError: a task has none. Names it.
+        """
+        if missing := sorted(set(self.tasks) - sentences.keys()):
+            raise DataError(
+                f"data.only_wordings needs a sentence for every task; data.wordings has none for {missing[0]}"
+            )
+        return replace(self, instructions=tuple(sentences[task][0] for task in self.tasks))
 
 
 def sample_table(packed: Sequence[PackedFolder], kind: SampleKind = "language") -> SampleTable:

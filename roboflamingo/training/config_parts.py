@@ -39,6 +39,7 @@ class DataConfig:
         subset: of some of the folders, a file that names the segments of `training/` that are used: their numbers, or
             pairs of first frame and end (JSON, .npy, or text with a segment in a line).
         wordings: a file with further sentences by task (YAML or JSON), each drawn as often as the annotated one.
+        only_wordings: those sentences stand in for the annotated ones, also of held-out windows, which get the first.
         fraction: share of the annotated segments of `training/` that is used, drawn by `seed` evenly over tasks.
         balance_tasks: draws every task equally often instead of every window.
         out_of_range: what happens to relative actions beyond [-1, 1], which no head can say: error refuses the data
@@ -69,6 +70,7 @@ class DataConfig:
     columns: Columns = field(default_factory=Columns)
     subset: dict[str, str] = field(default_factory=dict)
     wordings: str | None = None
+    only_wordings: bool = False
     fraction: float = 1.0
     balance_tasks: bool = False
     out_of_range: Literal["error", "clip"] = "error"
@@ -94,6 +96,8 @@ class DataConfig:
         )
         if not self.folders:
             raise ConfigError("data.folders is empty; name at least one data set and its weight, 1.0")
+        if self.only_wordings and self.wordings is None:
+            raise ConfigError("data.only_wordings does nothing without data.wordings; name the file of sentences")
         if strange := self.subset.keys() - self.folders.keys():
             raise ConfigError(f"data.subset names {min(strange)}, which is none of data.folders")
 

@@ -70,7 +70,11 @@ def open_windows(config: TrainConfig, console: Console | None = None) -> tuple[W
     samples = training.samples.only(subset_of(training.samples, lists)) if lists else training.samples
     training.restrict(samples.share(data.fraction, config.seed))
     training.variety = variety_of(config, training.tasks)
-    return training, Windows(packed[len(folders) :], **sizes) if held_out else None
+    validation = Windows(packed[len(folders) :], **sizes) if held_out else None
+    if data.only_wordings:
+        for windows in (training, validation) if validation else (training,):
+            windows.restrict(windows.samples.said(read_wordings(folder_at(str(data.wordings)), training.tasks)))
+    return training, validation
 
 
 def robot_of(folder: Path, options: SourceOptions) -> RobotSpec:
@@ -94,6 +98,8 @@ def variety_of(config: TrainConfig, tasks: Sequence[str]) -> Variety | None:
     if data.wordings is None and data.shortest_window is None:
         return None
     wordings = {} if data.wordings is None else read_wordings(folder_at(data.wordings), tasks)
+    if data.only_wordings:  # of which every sample says the first by itself
+        wordings = {task: sentences[1:] for task, sentences in wordings.items()}
     return Variety(config.seed, data.shortest_window, wordings)
 
 
