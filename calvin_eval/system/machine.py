@@ -89,6 +89,17 @@ def _container_share() -> int | None:
     return max(1, int(quota) // int(period))
 
 
+def available_memory() -> int | None:
+    """Bytes of memory that programs may still claim; None where the system does not say (it is no Linux)."""
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (most := limit.read_text().strip()) != "max":
+        found.append(int(most) - int(limit.with_name("memory.current").read_text()))
+    return max(0, min(found)) if found else None
+
+
 @lru_cache(maxsize=1)
 def matmul_gflops() -> float:
     """Billions of fp32 operations a second in a large matrix product on all cores: the best of several tries."""

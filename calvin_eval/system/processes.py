@@ -62,6 +62,7 @@ def run_jobs(
     workers: int,
     *,
     environment: dict[str, str] | None = None,
+    nested: bool = False,
 ) -> Iterator[Result]:
     """Calls a function for every job in worker processes and yields results as they come.
 
@@ -71,6 +72,7 @@ def run_jobs(
         jobs: picklable; taken from the iterable as workers become free, at most two a worker ahead.
         workers: how many processes; they are spawned.
         environment: variables of the workers besides this process's.
+        nested: whether jobs start processes of their own.
 
     Raises:
         UserError: a job raised one.
@@ -79,7 +81,8 @@ def run_jobs(
         WorkerError: a job raised anything else, or a worker ended without a word.
         Stopped: a signal came and `stop_signals` turned it into this.
     """
-    yield from run_workers(_take_jobs, [(function,)] * workers, _Feed(iter(jobs), workers), environment=environment)
+    feed = _Feed(iter(jobs), workers)
+    yield from run_workers(_take_jobs, [(function,)] * workers, feed, environment=environment, nested=nested)
 
 
 class _Feed:
@@ -120,6 +123,7 @@ def run_workers(
     feed: Any = None,
     *,
     environment: dict[str, str] | None = None,
+    nested: bool = False,
 ) -> Generator[Result, None, None]:
     """Runs `work(inbox, *arguments[i])` in one process for each i and yields what they all yield, as it comes.
 
@@ -128,13 +132,16 @@ def run_workers(
         arguments: of each worker, the inbox left out.
         feed: fills the inbox: `start(inbox)`, then `next(inbox)` after every result; may be None.
         environment: see `run_jobs`.
+        nested: see `run_jobs`; Python lets no daemon start processes, so these workers are none.
 
     Raises:
         UserError, OSError, WorkerError, Stopped: see `run_jobs`.
     """
     context = multiprocessing.get_context("spawn")
     inbox, outbox = context.Queue(), context.Queue()
-    processes = [context.Process(target=_worker, args=(work, inbox, outbox, each), daemon=True) for each in arguments]
+    processes = [
+        context.Process(target=_worker, args=(work, inbox, outbox, each), daemon=not nested) for each in arguments
+    ]
     try:
         with _environment(environment or {}):  # a worker inherits it, before it imports anything
             for process in processes:

@@ -104,27 +104,41 @@ def parse_given(
         SystemExit: see `parse_config`.
     """
     parser = verb_parser(verb, summary, examples)
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of the keys below")
     try:
-        config_class = of_kind(config_class, arguments)
-        parser.add_class_arguments(config_class)
-        files, words = _files_apart(with_switches(config_class, arguments), config_class)
-        words, parts = parts_apart(config_class, words)
-        words = list(with_text_as_text(config_class, words))
-        typed = _typed(words)
-        _let_typed_limits_win(config_class, files, typed)
-        texts = [word for content in files.values() for word in ("--config", as_yaml(content))]
-        values = _parsed(parser, config_class, files, texts, words)
-        if _apply_preset(parser, values):
-            values = _parsed(parser, config_class, files, texts, words)
-        if parts:
-            whole = with_parts(values, parts)
-            values = _parsed(parser, config_class, files, texts, [*words, *whole])
-            typed |= _typed(whole)
-        given = _given(parser, config_class, files, typed, values)
-        check_that_keys_act(given.config, given.typed | parts.keys())
+        return _parse_given(parser, config_class, arguments)
     except UserError as error:
         fail(parser.prog, str(error), code=2)
+
+
+def read_given(config_class: type[Config], verb: str, arguments: Sequence[str]) -> Given[Config]:
+    """The same for words that no user typed after that verb.
+
+    Raises:
+        UserError: instead of ending the program.
+    """
+    return _parse_given(verb_parser(verb, "", "none"), config_class, arguments)
+
+
+def _parse_given(parser: ArgumentParser, config_class: type[Config], arguments: Sequence[str]) -> Given[Config]:
+    """What words make; raises a `UserError` where they are wrong (see `parse_config`)."""
+    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with any of the keys below")
+    config_class = of_kind(config_class, arguments)
+    parser.add_class_arguments(config_class)
+    files, words = _files_apart(with_switches(config_class, arguments), config_class)
+    words, parts = parts_apart(config_class, words)
+    words = list(with_text_as_text(config_class, words))
+    typed = _typed(words)
+    _let_typed_limits_win(config_class, files, typed)
+    texts = [word for content in files.values() for word in ("--config", as_yaml(content))]
+    values = _parsed(parser, config_class, files, texts, words)
+    if _apply_preset(parser, values):
+        values = _parsed(parser, config_class, files, texts, words)
+    if parts:
+        whole = with_parts(values, parts)
+        values = _parsed(parser, config_class, files, texts, [*words, *whole])
+        typed |= _typed(whole)
+    given = _given(parser, config_class, files, typed, values)
+    check_that_keys_act(given.config, given.typed | parts.keys())
     return given
 
 

@@ -44,6 +44,7 @@ VERBS = {
     ),
     "watch": Verb("a video of one instruction being carried out", '--policy runs/tiny/policy "open the drawer"'),
     "defaults": Verb("E and leash that are saved with a policy", "runs/tiny/policy --execute 4"),
+    "ablate": Verb("train and evaluate what differs in one thing, and compare", "head", True),
     "report": Verb("make a page of plots and videos", "runs/chains --out report.html"),
     "weights": Verb("bring published weights", "get mpt-1b-dolly", True),
     "convert": Verb(

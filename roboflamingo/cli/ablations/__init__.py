@@ -1,0 +1,1 @@
+"""What `roboflamingo ablate` is made of: grids of trainings and evaluations, how they run, and what they come to."""
