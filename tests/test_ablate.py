@@ -13,6 +13,7 @@ import yaml
 from calvin_eval.benchmark.instructions import NUMBERS, sentences
 from calvin_eval.benchmark.tasks import TASKS
 from calvin_eval.system.errors import UserError
+from roboflamingo.cli.ablate import write_section
 from roboflamingo.cli.ablations import expected as time
 from roboflamingo.cli.ablations import running
 from roboflamingo.cli.ablations.planning import make_plan
@@ -90,6 +91,15 @@ def test_what_is_finished_is_not_repeated(out: Path) -> None:
     changed = {path for path in files if path.stat().st_mtime_ns != before[path]}
     evaluated = {path for path in changed if path.name != "config.yaml"}  # which a complete training writes as it was
     assert evaluated == {evaluation / "results.json"}
+
+
+def test_the_plot_goes_beside_the_document(out: Path, tmp_path: Path) -> None:
+    summary, document = smoke("state", out), tmp_path / "results.md"
+    document.write_text("# Figures\n")
+    write_section(summary, out / "state_smoke" / "plot.png", document)
+    picture = re.search(r"!\[.*\]\((.*)\)", document.read_text())
+    assert picture and (tmp_path / picture[1]).read_bytes() == (out / "state_smoke" / "plot.png").read_bytes()
+    assert "<!-- ablation state: " in document.read_text() and summary["paragraph"] in document.read_text()
 
 
 def test_members_side_by_side_come_to_the_same(out: Path, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ BESIDE = {
     "policy.backbone.checkpoint": {"policy.backbone.weights": "published"},
     **{f"trainable.{key}": {"trainable.everything": "false"}
        for key in ("resampler", "cross_attention", "token_embedding", "vision", "language")},
-    "data.shortest_window": {"policy.window": "4"},
+    "data.shortest_window": {"policy.window": "4"}, "data.only_wordings": {"data.wordings": "a.yaml"},
     "settings.scenes": {"settings.episodes": "9"}, "settings.videos": {"settings.chains": "5"},
 }  # fmt: skip
 """What else has to be given for a key to mean anything."""

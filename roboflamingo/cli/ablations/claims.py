@@ -98,8 +98,9 @@ def verdict(found: Sequence[Found]) -> str:
         return "Nothing can be said of the claim: all differences are within noise."
     if set(outcomes) <= {REVERSED, DIFFERS}:
         return "The claim does not hold: the order is reversed." if _ordered(found) else "The claim does not hold."
-    counts = [f"{outcomes.count(each)} {each}" for each in dict.fromkeys(outcomes)]
-    return f"The claim holds in part: of {len(outcomes)} comparisons {', '.join(counts)}."
+    counts = ", ".join(f"{outcomes.count(each)} {each}" for each in dict.fromkeys(outcomes))
+    how = "holds in part" if HOLDS in outcomes else "does not hold where it can be told"
+    return f"The claim {how}: of {len(outcomes)} comparisons {counts}."
 
 
 def _ordered(found: Sequence[Found]) -> bool:
