@@ -62,7 +62,7 @@ def test_a_smoke_version_ends_in_table_plot_and_paragraph(name: str, out: Path) 
     assert [member["name"] for member in summary["members"]] == [member.name for member in grid.members]
     assert len(summary["members"]) >= 3
     assert summary["paragraph"].startswith(f"Claimed: {grid.claim.text.rstrip('.')}")
-    assert summary["verdict"] in summary["paragraph"]
+    assert summary["verdict"] in summary["paragraph"] and summary["command"] == f"roboflamingo ablate {name}"
     assert {each["first"] for each in summary["comparisons"]} <= {member.name for member in grid.members}
     folder = out / f"{name}_smoke"
     text = (folder / "table.md").read_text()
@@ -189,6 +189,13 @@ def test_typed_keys_win_over_members(tmp_path: Path) -> None:
     assert plan.collect is not None and plan.collect[0].seed == 5
     own = make_plan(read_grid(GRIDS["window"], only=["T = 4"]), tmp_path)
     assert own.data != plan.data and own.units[0].folder != unit.folder
+
+
+def test_a_section_names_the_command_that_makes_it_again(out: Path) -> None:
+    words = ["--evaluate.settings.max_steps", "8", "--only", "pose", "--workers", "1"]
+    summary = smoke("state", out, *words)
+    assert summary["command"] == "roboflamingo ablate state --evaluate.settings.max_steps 8"
+    assert f"`{summary['command']}`, commit" in (out / "state_smoke" / "table.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +53,8 @@ def main(arguments: Sequence[str]) -> None:
     grid = read_grid(find(options.name), smoke=options.smoke, only=options.only or (), typed=typed)
     if options.data is not None:
         grid = _on_data(grid, options.data)
-    summary = run(grid, Path(options.out), options.workers, Console())
+    command = _command(options.name, options.data, typed)
+    summary = run(grid, Path(options.out), options.workers, Console(), command)
     if options.write:
         write_section(summary, Path(options.out) / grid.name / "plot.png", Path(options.write))
 
@@ -82,7 +85,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def run(grid: Grid, out: Path, workers: int | None, console: Console) -> dict[str, Any]:
+def run(grid: Grid, out: Path, workers: int | None, console: Console, command: str = "") -> dict[str, Any]:
     """Runs what is left of an ablation, and writes what it comes to below `out`.
 
     Args:
@@ -90,6 +93,7 @@ def run(grid: Grid, out: Path, workers: int | None, console: Console) -> dict[st
         out: folder of all ablations.
         workers: members side by side; None for as many as there is room for.
         console: for progress and result.
+        command: that makes the same again, for the results.
 
     Raises:
         UserError: the grid cannot be followed, or what collecting, training and evaluating raise.
@@ -109,7 +113,7 @@ def run(grid: Grid, out: Path, workers: int | None, console: Console) -> dict[st
             running.run_plan(plan, side_by_side, console)
         except TrainingStopped as stopped:
             raise SystemExit(128 + stopped.signal) from None
-        summary = results.collect_results(plan)
+        summary = {**results.collect_results(plan), "command": command}
         plot.draw(summary, plan.folder / "plot.png")
         write_json(plan.folder / "results.json", summary)
         write_text(plan.folder / "table.md", results.markdown(summary, "plot.png"))
@@ -171,6 +175,15 @@ def _typed_apart(arguments: Sequence[str]) -> tuple[list[str], dict[str, dict[st
         except UserError as error:
             raise UsageError(f"{option} is {text}: {error}") from None
     return words, typed
+
+
+def _command(name: str, data: str | None, typed: Mapping[str, Mapping[str, Any]]) -> str:
+    """The words that make the same figures again, wherever they lie and however many run side by side."""
+    words = ["roboflamingo", "ablate", name, *([] if data is None else ["--data", data])]
+    for verb, keys in typed.items():
+        for key, value in keys.items():
+            words += [f"--{verb}.{key}", value if isinstance(value, str) else json.dumps(value)]
+    return shlex.join(words)
 
 
 def _on_data(grid: Grid, folder: str) -> Grid:

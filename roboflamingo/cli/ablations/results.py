@@ -195,7 +195,7 @@ def markdown(summary: Mapping[str, Any], plot: str) -> str:
             "",
             f"![average length of every member]({plot})",
             "",
-            f"`roboflamingo ablate {summary['ablation']}`, commit {', '.join(revisions)}; trained on {'; '.join(by)}. "
+            f"`{summary['command']}`, commit {', '.join(revisions)}; trained on {'; '.join(by)}. "
             "Brackets are 95 % intervals over chains; no interval covers the luck of a training seed. The rule: "
             f"{RULE}.",
             "",
