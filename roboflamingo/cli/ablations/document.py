@@ -15,8 +15,8 @@ from calvin_eval.system.files import write_text
 
 HEADING = "## Ablations"
 INTRODUCTION = (
-    "One command makes each section ([recipes.md](recipes.md) says how): it collects, trains, evaluates, and replaces the "
-    "text between its markers."
+    "One command makes each section ([recipes.md](recipes.md) says how): it collects, trains, evaluates, and replaces "
+    "the text between its markers."
 )
 
 
