@@ -129,8 +129,9 @@ def test_members_with_the_same_training_share_it_across_grids(tmp_path: Path) ->
 def test_every_member_of_a_grid_can_be_trained_and_evaluated_as_it_says(name: str, tmp_path: Path) -> None:
     grid = read_grid(GRIDS[name])
     plan = make_plan(grid, tmp_path)
-    settings = {config.settings.chains for unit in plan.units for config in unit.evaluations.values()}
-    assert settings == {200} and len({unit.config.max_steps for unit in plan.units}) == 1
+    settings = [config.settings for unit in plan.units for config in unit.evaluations.values()]
+    assert {(each.set, each.chains, each.leash) for each in settings} == {("choosing", 200, 0.05)}
+    assert len({unit.config.max_steps for unit in plan.units}) == 1
     distinct = {
         json.dumps([plan.unit_of(m.name).folder.name, plan.unit_of(m.name).evaluations[m.name].out])
         for m in grid.members

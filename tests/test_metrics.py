@@ -134,7 +134,10 @@ def test_jerk_is_the_third_derivative_of_the_tools_path() -> None:
 
 
 def test_calls_are_counted_by_the_robots_time_and_jerk_by_the_chain() -> None:
-    measured = [EpisodeResult(0, TASKS, 1, (30, 90), (30, 30), 2.0), EpisodeResult(1, TASKS, 0, (60,), (15,), 4.0)]
+    measured = [
+        EpisodeResult(0, TASKS, 1, (30, 90), calls=(30, 30), jerk=2.0),
+        EpisodeResult(1, TASKS, 0, (60,), calls=(15,), jerk=4.0),
+    ]
     summary = summarize_chains(measured)
     assert summary["calls_per_second"] == pytest.approx(30 * 75 / 180) and summary["jerk"] == 3.0
     assert summarize_chains(RESULTS)["calls_per_second"] is None and summarize_chains(RESULTS)["jerk"] is None

@@ -31,7 +31,7 @@ from calvin_eval.protocol import Benchmark, Env, Episode, EpisodeResult, Policy
 from calvin_eval.system.errors import UserError
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.machine import cores, hardware
-from calvin_eval.system.processes import run_workers
+from calvin_eval.system.processes import AllAtOnce, run_workers
 from calvin_eval.system.provenance import code_version
 from calvin_eval.system.ranges import AMOUNT, COUNT, SEED, check_ranges
 
@@ -254,7 +254,7 @@ def _run(
 ) -> Generator[EpisodeResult, None, None]:
     """Runs episodes on several processes, which take them one by one, or with 0 in this one."""
     processes = min(max(1, workers), len(wanted))
-    environments, numbers = min(job.batch, -(-len(wanted) // processes)), _Numbers(wanted, processes)
+    environments, numbers = min(job.batch, -(-len(wanted) // processes)), AllAtOnce(wanted, processes)
     messages: Generator[Any, None, None]
     if workers:
         messages = run_workers(
@@ -273,22 +273,6 @@ def _run(
                 folder.claim_environment(message.facts, done)
             else:
                 yield message
-
-
-class _Numbers:
-    """Gives workers the numbers of episodes, from which each takes the next as soon as it can."""
-
-    def __init__(self, numbers: Sequence[int], workers: int) -> None:
-        self._numbers, self._workers = numbers, workers
-
-    def start(self, inbox: Any) -> None:
-        for number in self._numbers:
-            inbox.put(number)
-        for _ in range(self._workers):
-            inbox.put(None)
-
-    def next(self, inbox: Any) -> None:
-        """Nothing: all are there already."""
 
 
 def _work(inbox: Any, job: _Job, environments: int) -> Generator[EpisodeResult | _Environment, None, None]:

@@ -108,6 +108,21 @@ class _Feed:
             inbox.put(None)
 
 
+class AllAtOnce:
+    """A feed for `run_workers` that holds all jobs from the start: whoever is free takes the next."""
+
+    def __init__(self, jobs: Sequence[Any], workers: int) -> None:
+        self._jobs, self._workers = jobs, workers
+
+    def start(self, inbox: Any) -> None:
+        """Fills a queue; None for each worker says that no more will come."""
+        for job in [*self._jobs, *[None] * self._workers]:
+            inbox.put(job)
+
+    def next(self, inbox: Any) -> None:
+        """Nothing: all are there already."""
+
+
 def _take_jobs(inbox: Any, function: Callable[[Any], Any]) -> Generator[Any, None, None]:
     try:
         while (job := inbox.get()) is not None:

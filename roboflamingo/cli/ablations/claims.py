@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calvin_eval.benchmark.chains import LENGTH
-from calvin_eval.benchmark.metrics import paired_difference
-from calvin_eval.evaluation.report.protocol import same_chains
+from calvin_eval.evaluation.report.protocol import other_chains
+from calvin_eval.evaluation.report.tables import paired
 from roboflamingo.cli.ablations.grid import Comparison
 
 RULE = (
@@ -67,11 +66,8 @@ def compare(results: Mapping[str, Any], comparison: Comparison) -> Found:
 
 def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[float, tuple[float, float], bool]:
     """How many more tasks of a chain the first solves, its interval, and whether chains were paired."""
-    if same_chains(first, second):
-        lengths = [{int(index): solved for index, solved in each["lengths"].items()} for each in (first, second)]
-        found = paired_difference(lengths[0], lengths[1], LENGTH, first["settings"].get("seed", 0))
-        if found is not None:
-            return found.mean, (found.interval[0], found.interval[1]), True
+    if not other_chains(first, second) and (found := paired(first, second)) is not None:
+        return found.mean, (found.interval[0], found.interval[1]), True
     ours, theirs = first["avg_seq_len"], second["avg_seq_len"]
     (low, high), (their_low, their_high) = (each["intervals"]["avg_seq_len"] for each in (first, second))
     value = ours - theirs

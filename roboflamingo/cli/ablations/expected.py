@@ -24,7 +24,7 @@ def expected(plan: Plan) -> Estimate:
         part = estimate(speeds, episodes, _steps_left(unit), 0, [], cores())
         for config in unit.evaluations.values():
             chains = max(0, config.settings.chains - chains_run(config))
-            more = estimate(speeds, 0, 0, chains, [config.execute] if chains else [], cores())
+            more = estimate(speeds, 0, 0, chains, [config.execute or 1] if chains else [], cores())
             part = _sum(part, more)
         minutes = unit.config.max_minutes or 0.0
         total, episodes = _sum(total, part, Estimate(0.0, minutes, 0.0)), 0

@@ -104,7 +104,7 @@ def make_plan(grid: Grid, out: Path) -> Plan:
             key = digest({**about, "train": _identity(config)})
             folder = out / "policies" / key
             evaluation = _evaluation(grid, member, folder)
-            check_execution(config.policy, evaluation.execute, evaluation.ensemble)
+            check_execution(config.policy, evaluation.execute or 1, evaluation.ensemble)
         except UserError as error:
             raise UserError(f"{grid.path}, member {member.name}: {error}") from None
         if collected is not None and settings is not None:
