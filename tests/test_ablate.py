@@ -154,6 +154,23 @@ def test_a_policy_that_gets_numbers_knows_no_other_word(out: Path) -> None:
     assert blind["results"]["settings"]["sentences"] == NUMBERS
 
 
+def test_a_vocabulary_without_the_numbers_is_refused(tmp_path: Path) -> None:
+    plan = make_plan(read_grid(GRIDS["language"]), tmp_path)
+    blind, told = plan.unit_of("task's number"), plan.unit_of("validation")
+    fixed = PolicyConfig().with_words(["open the drawer", "task 0"])
+    with pytest.raises(UserError, match=r"task's number: the policy's vocabulary lacks 1, 10, .* \(33 such\)"):
+        running.check_numbers(blind, fixed)
+    running.check_numbers(told, fixed)
+    running.check_numbers(blind, PolicyConfig())
+    running.check_numbers(blind, PolicyConfig().with_words(["task 3", "task 5"]))  # of data with two tasks
+
+
+def test_the_grid_of_pretraining_names_keys_that_there_are(tmp_path: Path) -> None:
+    typed = {"train": {"policy.backbone.preset": "tiny"}}  # whatever weights there are
+    plan = make_plan(read_grid(GRIDS["pretraining"], typed=typed), tmp_path)
+    assert len(plan.grid.members) == 6 and len(plan.units) == 4 and plan.grid.curves
+
+
 # --- room and time -------------------------------------------------------------------------------
 
 

@@ -33,7 +33,10 @@ from roboflamingo.training.resolved import plain
 
 COLLECTED = "collected"
 """Stands for the folder of the demonstrations that are collected, which is part of no training's identity."""
-OF_NO_EFFECT = ("run", "data.cache", "data.workers", "data.pack_processes", "loggers", "save_every_minutes")
+OF_NO_EFFECT = (
+    *("run", "data.cache", "data.workers", "data.pack_processes", "data.token_gb", "loggers"),
+    *("log_every_steps", "save_every_steps", "save_every_minutes"),
+)
 """Keys of a training that change nothing of its policy."""
 OWN = {"train": ("run",), "evaluate": ("policy", "out", "workers", "fresh"), "collect": ("out", "check", "policy")}
 """Keys that only the ablation itself gives."""

@@ -109,7 +109,7 @@ def _protocol(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     """What all evaluations share."""
     words = []
     for label, values in {
-        "{} chains": [f"{each['chains']} {each['settings']['set']}" for each in evaluations.values()],
+        "{}": [f"{each['chains']} chains for {each['settings']['set']}" for each in evaluations.values()],
         "scene {}": [each["scene"] for each in evaluations.values()],
         "E = {}": [each["execute"] for each in evaluations.values()],
         "leash {} m": [each["settings"]["leash"] for each in evaluations.values()],

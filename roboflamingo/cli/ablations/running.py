@@ -14,7 +14,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from calvin_eval.benchmark.instructions import NUMBERS, sentences
+from calvin_eval.benchmark.tasks import TASKS
 from calvin_eval.demonstrations.collect import collect
+from calvin_eval.system.errors import UserError
 from calvin_eval.system.files import read_json, read_lines, write_json
 from calvin_eval.system.locks import folder_lock
 from calvin_eval.system.machine import available_memory, cores
@@ -25,6 +28,7 @@ from roboflamingo.cli.ablations.planning import Plan, Unit
 from roboflamingo.cli.evaluate import EvaluateConfig
 from roboflamingo.training.datamodule import open_windows
 from roboflamingo.training.train import train
+from roboflamingo.weights.checkpoint import CONFIG, read_config
 
 MEMORY_OF_A_MEMBER = 3 * 1024**3
 """Bytes that a training with its evaluations may claim; those of the tiny model stay well below."""
@@ -128,12 +132,37 @@ def run_unit(unit: Unit, share: int, *, here: bool) -> None:
         here: whether chains run in this process.
     """
     with folder_lock(unit.folder, "roboflamingo ablate", wait=True):  # another ablation may want the same
-        train(unit.config)
+        check_numbers(unit, unit.config.policy)
+        check_numbers(unit, read_config(train(unit.config) / CONFIG))
         if not (unit.folder / MADE_WITH).is_file():
             write_json(unit.folder / MADE_WITH, {**provenance(), "policy_code": code_version("roboflamingo")})
         for name, config in unit.evaluations.items():
             config.workers = share
             evaluate_verb.run(config, name, here=here)
+
+
+def check_numbers(unit: Unit, policy: Any) -> None:
+    """Makes sure that a policy that is told tasks by number can read them; else all tasks look alike to it.
+
+    A vocabulary that was made of the numbers in the training data has those of its tasks.
+
+    Args:
+        unit: what is evaluated.
+        policy: the policy's configuration, which may have no words yet.
+
+    Raises:
+        UserError: the vocabulary is another, and lacks some.
+    """
+    if all(config.settings.sentences != NUMBERS for config in unit.evaluations.values()):
+        return
+    language = getattr(getattr(policy, "backbone", None), "language", None)
+    known = set(getattr(language, "words", ()))
+    said = {word for task in TASKS for sentence in sentences(task, NUMBERS) for word in sentence.split()}
+    if known - said and (missing := sorted(said - known)):
+        raise UserError(
+            f"{', '.join(unit.members)}: the policy's vocabulary lacks {', '.join(missing[:5])} ({len(missing)} such), "
+            "so it could not tell tasks by their numbers apart: give it these words, or leave the member out"
+        )
 
 
 @contextmanager
