@@ -166,7 +166,7 @@ def test_a_vocabulary_without_the_numbers_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_grid_of_pretraining_names_keys_that_there_are(tmp_path: Path) -> None:
-    typed = {"train": {"policy.backbone.preset": "tiny"}}  # whatever weights there are
+    typed = {"train": {"policy.backbone.preset": "scratch"}}  # whatever weights there are
     plan = make_plan(read_grid(GRIDS["pretraining"], typed=typed), tmp_path)
     assert len(plan.grid.members) == 6 and len(plan.units) == 4 and plan.grid.curves
 
