@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from calvin_eval.demonstrations.collect import SPLITS
 from calvin_eval.demonstrations.episodes import EpisodeSettings
 from calvin_eval.demonstrations.recording import Recorder
@@ -21,7 +23,8 @@ def expected(plan: Plan) -> Estimate:
     episodes = episodes_left(plan)
     for unit in [unit for unit in plan.units if not finished(unit)]:
         speeds = _speeds(plan, unit)
-        part = estimate(speeds, episodes, _steps_left(unit), 0, [], cores())
+        shifts = unit.config.data.token_shifts
+        part = estimate(speeds, episodes, _steps_left(unit), 0, [], cores(), shifts)
         for config in unit.evaluations.values():
             chains = max(0, config.settings.chains - chains_run(config))
             more = estimate(speeds, 0, 0, chains, [config.execute or 1] if chains else [], cores())
@@ -50,8 +53,8 @@ def _speeds(plan: Plan, unit: Unit) -> Speeds:
     episode = EpisodeSettings() if plan.collect is None else plan.collect[0].episode
     in_bf16 = config.precision == "bf16" or (config.precision == "auto" and computes_in_bf16("auto"))
     scene = next(iter(unit.evaluations.values())).scene
-    batch = config.batch_size * config.accumulate
-    return measure(scene, episode, config.policy, config.optimizer, batch, in_bf16=in_bf16)
+    whole = replace(config, batch_size=config.batch_size * config.accumulate, accumulate=1)
+    return measure(scene, episode, whole, in_bf16=in_bf16)
 
 
 def _sum(*parts: Estimate) -> Estimate:
