@@ -43,7 +43,7 @@ def push(state: State, block: Block, direction: float) -> Goal:
     low = abs(state.tool[2] - height) < 0.012
     if low and behind > 0.5 * reach and abs(aside) < 0.02:
         # A contact behind the centre line steers the block; leaning against the drift keeps it straight.
-        ahead = direction * 0.05
+        ahead = direction * 0.032  # slower than it could: what is pushed slides on
         return Goal(np.array([state.tool[0] + ahead, block.position[1], height]), FRONT_YAW, CLOSE, lean)
     start = np.array([block.position[0] - direction * (reach + 0.025), block.position[1], height])
     return from_above(state, start, FRONT_YAW, g.idle_gripper(state), lean=lean, slack=(0.015, 0.018))
@@ -215,4 +215,4 @@ def _nearest_turn(angle: float, period: float) -> float:
 
 def _withdraw(state: State) -> Goal:
     """Opens the fingers and rises out of the way."""
-    return Goal(state.tool + np.array([0.0, 0.0, 0.06]), state.yaw, g.OPEN, state.lean)
+    return Goal(g.raised(state), state.yaw, g.OPEN, state.lean)

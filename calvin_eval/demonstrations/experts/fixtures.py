@@ -65,7 +65,7 @@ def switch_up(state: State) -> Goal:
     near = abs(state.tool[0] - x) < 0.05 and abs(state.tool[1] - below[1]) < 0.03 and state.tool[2] < z + 0.02
     if near and state.tool[1] > y - 0.05:
         return Goal(state.tool + np.array([0.5 * (x - state.tool[0]), 0.5 * AHEAD, 0.87 * AHEAD]), FRONT_YAW, CLOSE)
-    return from_front(state, below, FRONT_YAW, idle_gripper(state), slack=(0.03, 0.015))
+    return from_front(state, below, FRONT_YAW, idle_gripper(state), retreat=0.05, slack=(0.03, 0.015))
 
 
 def switch_down(state: State) -> Goal:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from calvin_eval.demonstrations.experts.motion import CLOSE, FRONT_YAW, OPEN, Goal, from_above
+from calvin_eval.demonstrations.experts.motion import CLEAR_OF_HANDLE, CLOSE, FRONT_YAW, OPEN, Goal, from_above
 from calvin_eval.demonstrations.experts.state import Block, State
 
 TABLE_TOP = 0.44
@@ -18,6 +18,10 @@ GRASP_SLACK = 0.012
 """How far (m) off its centre a block can still be taken."""
 PASSING = 0.012
 """Error (m) along the fingers' opening with which open fingers pass a block on both sides."""
+HIGHEST = 0.66
+"""Height (m) to which the tool rises at most; higher up the arm no longer follows and its target runs away."""
+BUTTON_ROOM = 0.047
+"""How near (m) to the button's centre a finger must not come down: its collar and half a finger."""
 CABINET_LEAN = np.array([0.0, 0.56])
 """Lean that keeps the hand in front of the cabinet's lintel, sides and door."""
 
@@ -65,7 +69,7 @@ def grasp_yaw(state: State, block: Block, room: tuple[float, float] = (0.0, 0.0)
 
 
 def _fingers_blocked(state: State, block: Block, yaw: float) -> int:
-    """How many of the two open fingers would come down on another block."""
+    """How many of the two open fingers would come down on another block or the button."""
     opening = np.array([np.sin(yaw), -np.cos(yaw)])
     count = 0
     for side in (-0.053, 0.053):
@@ -74,6 +78,7 @@ def _fingers_blocked(state: State, block: Block, yaw: float) -> int:
             inside = other.axes[:2, :2].T @ (finger - other.position[:2])
             near = np.all(np.abs(inside) < 0.5 * other.size[:2] + 0.014)
             count += int(near and abs(other.position[2] - block.position[2]) < 0.03)
+        count += int(on_table(block) and np.hypot(*(finger - state.scene.button[:2])) < BUTTON_ROOM)
     return count
 
 
@@ -91,6 +96,11 @@ def along_heading(lean: np.ndarray, yaw: float) -> np.ndarray:
 def let_go(state: State) -> Goal:
     """Opens the fingers; rising a little, since tips that press on something do not slide open."""
     return Goal(state.tool + np.array([0.0, 0.0, 0.02]), state.yaw, OPEN, state.lean)
+
+
+def raised(state: State, highest: float = HIGHEST) -> np.ndarray:
+    """A place (3,) right above the tool, at most at a height where the arm still reaches it."""
+    return np.append(state.tool[:2], min(state.tool[2] + 0.06, highest))
 
 
 def grasp(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0), off_centre: float = 0.015) -> Goal:
@@ -121,7 +131,10 @@ def _away_from_the_frame(state: State, block: Block) -> np.ndarray:
 def lift(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0)) -> Goal:
     """Grasps the block and raises it."""
     if state.held(block):
-        return Goal(state.tool + np.array([0.0, 0.0, 0.06]), state.yaw, CLOSE, state.lean)
+        above = raised(state)
+        if not in_cabinet(block) and above[1] > CLEAR_OF_HANDLE:  # the oracle wants nothing touched, as the door
+            above[1] = max(CLEAR_OF_HANDLE, above[1] - 0.03)
+        return Goal(above, state.yaw, CLOSE, state.lean)
     return grasp(state, block, room=room)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from calvin_eval.calvin import MAX_REL_ORN, MAX_REL_POS
+from calvin_eval.demonstrations.experts.clearance import hem
 from calvin_eval.demonstrations.experts.state import State, wrap
 
 OPEN, CLOSE = 1.0, -1.0
@@ -28,6 +29,8 @@ WRIST_REACH = 0.705
 TOOL_LENGTH, WRIST_OFFSET = 0.247, 0.088
 """Tool point to flange along the hand, and flange to wrist across it (m)."""
 MAX_LEAN = 0.6
+OVER_BLOCKS = 0.545
+"""Tool height (m) at which the hand passes over blocks on the table."""
 CLEAR_OF_HANDLE = -0.08
 """Tool y (m) from which the hand passes in front of the sliding door's handle."""
 
@@ -98,6 +101,20 @@ def damped(state: State, waypoint: np.ndarray, axes: list[int], factor: float) -
     return result
 
 
+def cleared(state: State, waypoint: np.ndarray, left: float) -> np.ndarray:
+    """The waypoint (3,), or back and up from what is in the hand's way.
+
+    Args:
+        state: the present state.
+        waypoint: where to go; what follows of it is how far the way is free.
+        left: horizontal way (m) left to the target; the last centimetres are the task's own business.
+    """
+    way = hem(state, waypoint[:2] - state.tool[:2])
+    degree = way.degree * float(np.clip((left - 0.015) / 0.02, 0.0, 1.0))
+    away = np.append(state.tool[:2] + 0.025 * way.away, max(waypoint[2], way.height))
+    return waypoint + degree * (away - waypoint)
+
+
 def from_above(
     state: State,
     target: np.ndarray,
@@ -129,13 +146,16 @@ def from_above(
     height = target[2] + min(clearance, 3.0 * error + 0.36 * max(0.0, abs(yaw - state.yaw) - 0.22))
     below = height - state.tool[2]
     aside = abs(target[0] - state.tool[0])
-    y = min(target[1], max(CLEAR_OF_HANDLE, target[1] - 3.0 * max(0.0, aside - 0.03)))
+    # All the way out by 5 cm aside, where x begins to wait for it.
+    out = float(np.clip((aside - 0.03) / 0.02, 0.0, 1.0))
+    y = target[1] + out * (min(target[1], CLEAR_OF_HANDLE) - target[1])
     waypoint = np.array([target[0], y, height])
     if aside > 0.05:  # the door's handle stands out between the two halves of the cabinet: go round it
         waypoint = damped(
             state, waypoint, [0], float(np.clip((CLEAR_OF_HANDLE + 0.03 - state.tool[1]) / 0.02, 0.0, 1.0))
         )
     waypoint = damped(state, waypoint, [0, 1], float(np.clip(1.0 - (below - 0.01) / 0.03, 0.0, 1.0)))
+    waypoint = cleared(state, waypoint, error)
     return Goal(waypoint, yaw, gripper, np.zeros(2) if lean is None else lean)
 
 
@@ -155,13 +175,18 @@ def from_front(
     which the tool may be all the way in.
     """
     offset = np.abs(target - state.tool)[[0, 2]]
-    y = target[1] - min(retreat, 3.0 * float(np.hypot(*np.maximum(0.0, offset - slack))))
+    error = float(np.hypot(*np.maximum(0.0, offset - slack)))
+    y = target[1] - min(retreat, 3.0 * error)
     beyond = state.tool[1] - y
-    waypoint = np.array([target[0], y, target[2]])
+    left = float(np.hypot(target[0] - state.tool[0], y - state.tool[1]))
+    # Far away it travels over the blocks, and comes down in front of the target.
+    height = max(target[2], min(OVER_BLOCKS, target[2] + left - 0.02))
+    waypoint = np.array([target[0], y, height])
     factor = float(np.clip(1.0 - (beyond - 0.01) / 0.03, 0.0, 1.0))
     waypoint = damped(state, waypoint, [0, 2], factor)
     above_blocks = float(np.clip((state.tool[2] - 0.49) / 0.03, 0.0, 1.0))
-    return Goal(damped(state, waypoint, [0], above_blocks), yaw, gripper)
+    waypoint = cleared(state, damped(state, waypoint, [0], above_blocks), left)
+    return Goal(waypoint, yaw, gripper)
 
 
 def home(state: State) -> Goal:
