@@ -15,22 +15,30 @@ SIDE_ROOM = 0.075
 HANDLE_ROOM, BEFORE_HANDLE, BEFORE_DOOR = 0.06, -0.03, -0.006
 """Room (m) that fingers need beside the door's handle; y (m) up to which they pass before the handle, and the door."""
 DRAWER_FLOOR = 0.3424
-LOWEST_TIPS = TABLE_TOP + 0.013
-"""Height (m) of the tool under which the fingertips would have to go through the table."""
 ROTATE_ROOM = 1.35
 """Wrist turn (rad) that a rotation of 60 degrees may need."""
+BUTTON_NEAR, BUTTON_RADIUS, MOST_ASIDE = 0.11, 0.037, 0.012
+"""Where (m from its middle) the button may be touched by a stacked block, its radius and some room, and how far off the
+lower block's middle a block is put in order not to."""
+TURN = 0.12
+"""How far (rad) ahead of the wrist a waypoint lies while it turns: full speed."""
+TURN_RISE, TURNED_HEIGHT = 0.028, 0.031
+"""How far the hand rises while it turns (m per rad), and the height (m) of a block that has been turned enough."""
 
 
 def rotate(state: State, block: Block, direction: float) -> Goal:
-    """Turns the block on the table; direction is +1 for left (counter-clockwise), -1 for right."""
+    """Turns the block on the table; direction is +1 for left (counter-clockwise), -1 for right.
+
+    The hand rises while it turns, so that the block's height tells how far it has been turned, and drops the block when
+    that is enough. So it lies on the table, untouched, when the task is done: whoever pushes it next must find it so.
+    """
     room = (ROTATE_ROOM, 0.0) if direction < 0 else (0.0, ROTATE_ROOM)
     if not state.held(block):
         return g.grasp(state, block, room=room, off_centre=0.010)  # held further out, it tilts
-    # Servo the block's own height: a block that floats by millimetres loses the contact that the oracle asks for.
-    height = state.tool[2] + (TABLE_TOP + 0.019 - block.position[2])
-    if height < LOWEST_TIPS:  # the fingers stand on the table and hold the block above it: let it drop
+    if block.position[2] - block.half_height > TABLE_TOP + TURNED_HEIGHT:
         return g.let_go(state)
-    return Goal(np.array([state.tool[0], state.tool[1], height]), state.yaw + 0.12 * direction, CLOSE, state.lean)
+    height = state.tool[2] + TURN * TURN_RISE
+    return Goal(np.array([*state.tool[:2], height]), state.yaw + TURN * direction, CLOSE, state.lean)
 
 
 def push(state: State, block: Block, direction: float) -> Goal:
@@ -167,12 +175,31 @@ def stack(state: State) -> Goal:
         if _rests_on(block, below):
             return _withdraw(state)
         return g.grasp(state, block)
+    yaw, spot = _stacking(state, block, below)
+    target = np.append(spot, below.position[2] + 0.5 * below.size[2] + 0.002)
+    return g.carry(state, block, target, yaw, clearance=0.08, tolerance=0.006)
+
+
+def _stacking(state: State, block: Block, below: Block) -> tuple[float, np.ndarray]:
+    """The tool yaw to stack a block with, and where (2,) its middle goes: along the lower one, clear of the button."""
     turn = np.pi / 2 if below.size[0] < 0.06 and block.size[0] < 0.06 else np.pi
     yaw = state.yaw + _nearest_turn(below.yaw - block.yaw, turn)
     if not g.YAW_RANGE[0] < yaw < g.YAW_RANGE[1]:
         yaw = state.yaw
-    target = below.position + np.array([0.0, 0.0, 0.5 * below.size[2] + 0.002])
-    return g.carry(state, block, target, yaw, clearance=0.08, tolerance=0.006)
+    spot, button = below.position[:2], state.scene.button[:2]
+    aside = spot - button
+    distance = float(np.hypot(*aside))
+    if distance > BUTTON_NEAR or distance == 0.0:
+        return yaw, spot
+    aside = aside / distance
+    across = [angle for angle in (yaw + np.pi / 2, yaw - np.pi / 2) if g.YAW_RANGE[0] < angle < g.YAW_RANGE[1]]
+
+    def lack(angle: float) -> float:
+        reach = block.extent(float(np.arctan2(aside[1], aside[0])) - (angle - state.yaw)) / 2
+        return reach + BUTTON_RADIUS - distance
+
+    yaw = min([yaw, *across], key=lambda angle: max(0.0, lack(angle) - MOST_ASIDE) + 0.001 * abs(angle - state.yaw))
+    return yaw, spot + aside * np.clip(lack(yaw), 0.0, MOST_ASIDE)
 
 
 def unstack(state: State) -> Goal:

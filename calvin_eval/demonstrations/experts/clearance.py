@@ -7,7 +7,7 @@ handle. Before the hand crosses over to somewhere else it must come away from th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,8 @@ NEAR, FAR = 0.006, 0.024
 """Gaps (m) at which something beside the hand is fully in its way, and not at all."""
 MARGIN = 0.012
 """Height (m) over a thing at which the hand, or what it holds, passes over it."""
+FULLY_OPEN, HALF_OPEN = 0.08, 0.02
+"""Openings (m) between the fingers."""
 HANDLE_HALF, HANDLE_TOP = 0.125, 0.380
 DRAWER_HALF, DRAWER_TOP = 0.2015, 0.4015
 
@@ -57,6 +59,15 @@ def hem(state: State, heading: np.ndarray) -> Hem:
         if degree > found.degree:
             found = Hem(degree, away, top + MARGIN + state.tool[2] - bottom + 0.01)
     return found
+
+
+def room_to_open(state: State) -> bool:
+    """Whether closed fingers can open without pushing a block aside."""
+    bottom = state.tool[2] - TIP_BELOW_TOOL
+    wide = replace(state, width=FULLY_OPEN)
+    return state.width > HALF_OPEN or all(
+        gap > 0.0 or top < bottom or not away.any() for gap, away, top in _blocks(wide, None)
+    )
 
 
 def _blocks(state: State, held: Block | None) -> Iterator[tuple[float, np.ndarray, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from calvin_eval.demonstrations.experts.clearance import room_to_open
 from calvin_eval.demonstrations.experts.motion import CLEAR_OF_HANDLE, CLOSE, FRONT_YAW, OPEN, Goal, from_above
 from calvin_eval.demonstrations.experts.state import Block, State
 
@@ -116,7 +117,8 @@ def grasp(state: State, block: Block, *, room: tuple[float, float] = (0.0, 0.0),
     there = deep and abs(along) < 0.018 and abs(across) < off_centre and abs(yaw - state.yaw) < YAW_SLACK
     if there or (deep and state.straddles(block) and state.width < 0.07):
         return Goal(target, yaw, CLOSE, lean)
-    return from_above(state, target, yaw, OPEN, lean=lean, slack=(PASSING, off_centre + 0.003), across_fingers=True)
+    gripper = OPEN if room_to_open(state) else CLOSE
+    return from_above(state, target, yaw, gripper, lean=lean, slack=(PASSING, off_centre + 0.003), across_fingers=True)
 
 
 def _away_from_the_frame(state: State, block: Block) -> np.ndarray:

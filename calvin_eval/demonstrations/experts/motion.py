@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from calvin_eval.calvin import MAX_REL_ORN, MAX_REL_POS
+from calvin_eval.demonstrations.experts.arm import followed
 from calvin_eval.demonstrations.experts.clearance import hem
 from calvin_eval.demonstrations.experts.state import State, wrap
 
@@ -91,7 +92,9 @@ def action_towards(state: State, goal: Goal) -> np.ndarray:
     rotation = GAIN * turn / MAX_REL_ORN
     # Shortening the whole vector instead of each entry keeps the direction of travel.
     position /= max(1.0, float(np.abs(position).max()))
-    return np.concatenate([position, np.clip(rotation, -1, 1), [goal.gripper]])
+    motion = np.concatenate([position, np.clip(rotation, -1, 1)])
+    euler = np.array([state.roll + np.pi, state.pitch, state.yaw])
+    return np.append(followed(state.joints, euler, motion), goal.gripper)
 
 
 def damped(state: State, waypoint: np.ndarray, axes: list[int], factor: float) -> np.ndarray:

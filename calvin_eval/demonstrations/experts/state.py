@@ -82,6 +82,7 @@ class State:
         roll, pitch, yaw: tool orientation, rad; roll counted from pointing straight down, yaw from
             `TOOL_YAW_LOW` upwards without a jump in the range the wrist reaches.
         width: opening between the fingers, m.
+        joints: (7,) of the arm, rad.
         slide, drawer, button, switch: joint positions, m.
         lightbulb, led: whether they are lit.
         blocks: by name.
@@ -93,6 +94,7 @@ class State:
     pitch: float
     yaw: float
     width: float
+    joints: np.ndarray
     slide: float
     drawer: float
     button: float
@@ -123,6 +125,7 @@ class State:
             pitch=float(robot[4]),
             yaw=float((robot[5] - TOOL_YAW_LOW) % (2 * np.pi) + TOOL_YAW_LOW),
             width=float(robot[6]),
+            joints=robot[7:14],
             slide=float(table[0]),
             drawer=float(table[1]),
             button=float(table[2]),
