@@ -17,7 +17,7 @@ HANDLE_ROOM, BEFORE_HANDLE, BEFORE_DOOR = 0.06, -0.03, -0.006
 DRAWER_FLOOR = 0.3424
 ROTATE_ROOM = 1.35
 """Wrist turn (rad) that a rotation of 60 degrees may need."""
-BUTTON_NEAR, BUTTON_RADIUS, MOST_ASIDE = 0.11, 0.037, 0.012
+BUTTON_NEAR, BUTTON_RADIUS, MOST_ASIDE = 0.11, 0.043, 0.012
 """Where (m from its middle) the button may be touched by a stacked block, its radius and some room, and how far off the
 lower block's middle a block is put in order not to."""
 TURN = 0.12

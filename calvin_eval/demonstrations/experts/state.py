@@ -159,7 +159,8 @@ class State:
         """Whether the block's centre lies between the two fingers, deep enough to be grasped."""
         offset = block.position - self.tool
         along, across = self.in_tool_axes(offset[:2])
-        return abs(across) < 0.022 and abs(along) < 0.035 and abs(offset[2]) < 0.032
+        between = abs(along) < min(0.035, 0.5 * self.width + 0.005)
+        return between and abs(across) < 0.022 and abs(offset[2]) < 0.032
 
     def in_tool_axes(self, offset: np.ndarray) -> tuple[float, float]:
         """A horizontal offset (2,) as (along the fingers' opening direction, across it), m."""
