@@ -15,30 +15,25 @@ SIDE_ROOM = 0.075
 HANDLE_ROOM, BEFORE_HANDLE, BEFORE_DOOR = 0.06, -0.03, -0.006
 """Room (m) that fingers need beside the door's handle; y (m) up to which they pass before the handle, and the door."""
 DRAWER_FLOOR = 0.3424
+LOWEST_TIPS = TABLE_TOP + 0.013
+"""Height (m) of the tool under which the fingertips would have to go through the table."""
 ROTATE_ROOM = 1.35
 """Wrist turn (rad) that a rotation of 60 degrees may need."""
 BUTTON_NEAR, BUTTON_RADIUS, MOST_ASIDE = 0.11, 0.043, 0.012
 """Where (m from its middle) the button may be touched by a stacked block, its radius and some room, and how far off the
 lower block's middle a block is put in order not to."""
-TURN = 0.12
-"""How far (rad) ahead of the wrist a waypoint lies while it turns: full speed."""
-TURN_RISE, TURNED_HEIGHT = 0.028, 0.031
-"""How far the hand rises while it turns (m per rad), and the height (m) of a block that has been turned enough."""
 
 
 def rotate(state: State, block: Block, direction: float) -> Goal:
-    """Turns the block on the table; direction is +1 for left (counter-clockwise), -1 for right.
-
-    The hand rises while it turns, so that the block's height tells how far it has been turned, and drops the block when
-    that is enough. So it lies on the table, untouched, when the task is done: whoever pushes it next must find it so.
-    """
+    """Turns the block on the table; direction is +1 for left (counter-clockwise), -1 for right."""
     room = (ROTATE_ROOM, 0.0) if direction < 0 else (0.0, ROTATE_ROOM)
     if not state.held(block):
         return g.grasp(state, block, room=room, off_centre=0.010)  # held further out, it tilts
-    if block.position[2] - block.half_height > TABLE_TOP + TURNED_HEIGHT:
+    # Servo the block's own height: a block that floats by millimetres loses the contact that the oracle asks for.
+    height = state.tool[2] + (TABLE_TOP + 0.019 - block.position[2])
+    if height < LOWEST_TIPS:  # the fingers stand on the table and hold the block above it: let it drop
         return g.let_go(state)
-    height = state.tool[2] + TURN * TURN_RISE
-    return Goal(np.array([*state.tool[:2], height]), state.yaw + TURN * direction, CLOSE, state.lean)
+    return Goal(np.array([state.tool[0], state.tool[1], height]), state.yaw + 0.12 * direction, CLOSE, state.lean)
 
 
 def push(state: State, block: Block, direction: float) -> Goal:

@@ -65,9 +65,7 @@ def room_to_open(state: State) -> bool:
     """Whether closed fingers can open without pushing a block aside."""
     bottom = state.tool[2] - TIP_BELOW_TOOL
     wide = replace(state, width=FULLY_OPEN)
-    return state.width > HALF_OPEN or all(
-        gap > 0.0 or top < bottom or not away.any() for gap, away, top in _blocks(wide, None)
-    )
+    return state.width > HALF_OPEN or all(gap > 0.0 or top < bottom for gap, _, top in _blocks(wide, None))
 
 
 def _blocks(state: State, held: Block | None) -> Iterator[tuple[float, np.ndarray, float]]:
