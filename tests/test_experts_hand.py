@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from calvin_eval.calvin import ROBOT_OBS, calvin_observation
-from calvin_eval.demonstrations.experts import demonstrate
+from calvin_eval.demonstrations.experts import EXPERTS, demonstrate
 from calvin_eval.demonstrations.experts.arm import JOINT_SPEED, followed, jacobian
 from calvin_eval.demonstrations.experts.clearance import hem, room_to_open
 from calvin_eval.demonstrations.experts.motion import cleared
 from calvin_eval.demonstrations.experts.state import State
+from calvin_eval.demonstrations.starts import possible
 from calvin_eval.worlds.playtable.scenes import RESTING_ROBOT_OBS, scene_geometry
 from calvin_eval.worlds.playtable.world import PlayTable
 
@@ -108,3 +109,28 @@ def test_a_fast_sideways_motion_of_a_stretched_arm_is_slowed():
     euler = np.array([np.pi, 0.0, np.pi / 2])
     assert followed(stretched, euler, np.array([-1.0, 0, 0, 0, 0, 0]))[0] > -0.9
     assert JOINT_SPEED == 2.0
+
+
+def test_placing_starts_with_a_block_that_touches_nothing_else():
+    """A block that was just turned is held, too; the oracle would not count it as placed."""
+    held = {"width": 0.038, "drawer": 0.2}
+    lying = seen((0.2, -0.1, 0.46), {"block_red": (0.2, -0.1, 0.46)}, **held)
+    lifted = seen((0.2, -0.1, 0.50), {"block_red": (0.2, -0.1, 0.50)}, **held)
+    for task in ("place_in_slider", "place_in_drawer"):
+        assert not possible(task, lying) and possible(task, lifted)
+    over_blue = {"block_red": (0.2, -0.1, 0.50), "block_blue": (0.2, -0.1, 0.46)}
+    assert not possible("place_in_drawer", seen((0.2, -0.1, 0.50), over_blue, **held))
+
+
+def test_a_block_to_be_pushed_into_the_drawer_must_not_be_touched_yet():
+    block = {"block_red": (0.2, -0.1, 0.46)}
+    assert not possible("push_into_drawer", seen((0.168, -0.1, 0.46), block, drawer=0.2))
+    assert possible("push_into_drawer", seen((0.15, -0.1, 0.46), block, drawer=0.2))
+
+
+def test_a_door_at_its_end_that_hides_the_block_is_pushed_aside():
+    observation = observed((0.0, -0.1, 0.60), {"block_red": (-0.2, 0.09, 0.46)})
+    observation.privileged["scene_obs"][0] = scene_geometry("D").slide_limit
+    state = State.read(observation, "D")
+    goal = EXPERTS["lift_red_block_slider"](state)
+    np.testing.assert_allclose(goal.position, EXPERTS["move_slider_right"](state).position)

@@ -13,6 +13,9 @@ import numpy as np
 from calvin_eval.benchmark.tasks import TASKS
 from calvin_eval.calvin import BLOCKS, calvin_observation
 from calvin_eval.demonstrations.experts import grasp
+from calvin_eval.demonstrations.experts.blocks import DRAWER_FLOOR
+from calvin_eval.demonstrations.experts.clearance import touched
+from calvin_eval.demonstrations.experts.grasp import TABLE_TOP
 from calvin_eval.demonstrations.experts.policy import PLACING
 from calvin_eval.demonstrations.experts.state import Block, State
 from calvin_eval.worlds.playtable.scenes import RESTING_ROBOT_OBS, SceneGeometry, scene_geometry
@@ -24,6 +27,8 @@ STACK_STEP = 0.0398
 DRAWER_OPEN, SWITCH_UP = 0.22, 0.088
 DOOR_FRONT = -0.008
 """Greatest y (m) of a block on the table that does not touch the sliding door."""
+OFF_THE_GROUND = 0.006
+"""Height (m) over table, plank or drawer from which a held block does not touch them."""
 FINGER_ROOM = 0.075
 """Distance (m) from a block's centre to the cabinet's sides or the door that open fingers need."""
 
@@ -95,6 +100,14 @@ def _out_of_reach(block: Block, state: State) -> bool:
     return bool(door or x < low + FINGER_ROOM or x > high - FINGER_ROOM)
 
 
+def _lifted(held: Block | None, state: State) -> bool:
+    """Whether a block is held and touches nothing else, as the oracle asks of the start of placing."""
+    if held is None:
+        return False
+    floor = DRAWER_FLOOR if grasp.in_drawer(held) else TABLE_TOP
+    return held.position[2] - held.half_height > floor + OFF_THE_GROUND and not grasp.above_another(state, held)
+
+
 def _free_half_width(state: State) -> float:
     low, high = state.scene.cabinet_opening
     left, right = state.scene.slide_span(state.slide)
@@ -103,7 +116,7 @@ def _free_half_width(state: State) -> float:
 
 def _can_push_into_drawer(state: State, held: Block | None) -> bool:
     candidates = [b for b in state.blocks.values() if grasp.on_table(b)]
-    if held is not None or len(candidates) != 1 or state.drawer < 0.18:
+    if held is not None or len(candidates) != 1 or state.drawer < 0.18 or touched(state, candidates[0]):
         return False
     low, high = state.scene.drawer_interior
     return low + 0.02 < candidates[0].position[0] < high - 0.02
@@ -118,8 +131,8 @@ _RULES: dict[str, Callable[[State, Block | None], bool]] = {
     "turn_off_lightbulb": lambda s, held: held is None and s.lightbulb,
     "turn_on_led": lambda s, held: held is None and not s.led,
     "turn_off_led": lambda s, held: held is None and s.led,
-    "place_in_slider": lambda s, held: held is not None and _free_half_width(s) > 0.2,
-    "place_in_drawer": lambda s, held: held is not None and s.drawer > 0.18,
+    "place_in_slider": lambda s, held: _lifted(held, s) and _free_half_width(s) > 0.2,
+    "place_in_drawer": lambda s, held: _lifted(held, s) and s.drawer > 0.18,
     "stack_block": lambda s, held: held is not None and any(grasp.on_table(b) for b in s.others(held)),
     "unstack_block": lambda s, held: held is None and any(_covered(b, s) for b in s.blocks.values()),
     "push_into_drawer": _can_push_into_drawer,

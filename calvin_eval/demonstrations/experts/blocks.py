@@ -101,11 +101,12 @@ def lift(state: State, block: Block) -> Goal:
     """Lifts the block from wherever it lies; a door in the way is pushed aside first."""
     if g.in_cabinet(block) and not state.held(block):
         left, right = state.scene.slide_span(state.slide)
-        if (
-            left - SIDE_ROOM < block.position[0] < right + SIDE_ROOM
-            and 0.01 < state.slide < state.scene.slide_limit - 0.01
-        ):
-            return fixtures.move_slider(state, 1.0 if block.position[0] > 0.5 * (left + right) else -1.0)
+        if left - SIDE_ROOM < block.position[0] < right + SIDE_ROOM:
+            to_the_left = block.position[0] > 0.5 * (left + right)
+            if 0.01 < state.slide < state.scene.slide_limit - 0.01:
+                return fixtures.move_slider(state, 1.0 if to_the_left else -1.0)
+            if left < block.position[0] < right:  # behind the door at its end: placed there before it came
+                return fixtures.move_slider(state, 1.0 if state.slide <= 0.01 else -1.0)
     return g.lift(state, block)
 
 

@@ -17,6 +17,8 @@ TIP_BELOW_TOOL = 0.0155
 """Height (m) of the tool over the fingertips' ends."""
 TIP_THICKNESS, TIP_BREADTH = 0.0115, 0.0105
 """Of a finger: outwards from its inner face, and half of it across (m)."""
+TOUCHING = 0.003
+"""Gap (m) under which a block may be touched."""
 NEAR, FAR = 0.006, 0.024
 """Gaps (m) at which something beside the hand is fully in its way, and not at all."""
 MARGIN = 0.012
@@ -66,6 +68,12 @@ def room_to_open(state: State) -> bool:
     bottom = state.tool[2] - TIP_BELOW_TOOL
     wide = replace(state, width=FULLY_OPEN)
     return state.width > HALF_OPEN or all(gap > 0.0 or top < bottom for gap, _, top in _blocks(wide, None))
+
+
+def touched(state: State, block: Block) -> bool:
+    """Whether the hand may touch a block that it does not hold."""
+    others = replace(state, blocks={block.name: block})
+    return any(gap < TOUCHING and state.tool[2] - TIP_BELOW_TOOL < top for gap, _, top in _blocks(others, None))
 
 
 def _blocks(state: State, held: Block | None) -> Iterator[tuple[float, np.ndarray, float]]:

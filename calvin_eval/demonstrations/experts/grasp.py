@@ -187,6 +187,15 @@ def free_spot(state: State, block: Block) -> np.ndarray:
     return np.array([x, y, TABLE_TOP])
 
 
+def above_another(state: State, block: Block) -> bool:
+    """Whether a held block rests on another one, or nearly does."""
+    return any(
+        np.hypot(*(other.position - block.position)[:2]) < 0.06
+        and 0.0 < block.position[2] - other.position[2] < block.half_height + other.half_height + 0.004
+        for other in state.others(block)
+    )
+
+
 def release(state: State, block: Block) -> Goal:
     """Puts down a block that the present task does not want held."""
     alone = all(np.hypot(*(o.position - block.position)[:2]) > 0.075 for o in state.others(block))
