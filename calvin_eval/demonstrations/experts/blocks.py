@@ -19,6 +19,8 @@ LOWEST_TIPS = TABLE_TOP + 0.013
 """Height (m) of the tool under which the fingertips would have to go through the table."""
 ROTATE_ROOM = 1.35
 """Wrist turn (rad) that a rotation of 60 degrees may need."""
+TURNING_AREA = (np.array([-0.33, -0.15]), np.array([0.33, -0.06]))
+"""Where (x, y; m) a block is turned: clear of the table's edges, and of the sliding door and its handle."""
 BUTTON_NEAR, BUTTON_RADIUS, MOST_ASIDE = 0.11, 0.043, 0.012
 """Where (m from its middle) the button may be touched by a stacked block, its radius and some room, and how far off the
 lower block's middle a block is put in order not to."""
@@ -33,7 +35,9 @@ def rotate(state: State, block: Block, direction: float) -> Goal:
     height = state.tool[2] + (TABLE_TOP + 0.019 - block.position[2])
     if height < LOWEST_TIPS:  # the fingers stand on the table and hold the block above it: let it drop
         return g.let_go(state)
-    return Goal(np.array([state.tool[0], state.tool[1], height]), state.yaw + 0.12 * direction, CLOSE, state.lean)
+    low, high = TURNING_AREA
+    place = np.append(np.clip(state.tool[:2], low, high), height)
+    return Goal(place, state.yaw + 0.12 * direction, CLOSE, state.lean)
 
 
 def push(state: State, block: Block, direction: float) -> Goal:
