@@ -14,6 +14,8 @@ JOINT_SPEED = 2.0
 """rad/s, of the fastest joint."""
 USED = 0.9
 """Share of that speed which is asked for; the rest lets the arm catch up."""
+LEAST = 0.4
+"""Share of a motion that is asked for in any case: stretched, the arm would creep out of its posture otherwise."""
 DAMPING = 0.02
 """Of the inverse near postures in which the arm cannot move in every direction."""
 TOOL = 0.107 + 0.14
@@ -43,7 +45,7 @@ def jacobian(joints: np.ndarray) -> np.ndarray:
 
 
 def followed(joints: np.ndarray, euler: np.ndarray, motion: np.ndarray) -> np.ndarray:
-    """A relative motion (6,), in units of an action, shortened to what the arm can follow.
+    """A relative motion (6,), in units of an action, shortened to what the arm can follow, at most to `LEAST` of it.
 
     Args:
         joints: (7,) rad.
@@ -61,4 +63,4 @@ def followed(joints: np.ndarray, euler: np.ndarray, motion: np.ndarray) -> np.nd
     j = jacobian(joints)
     turns = j.T @ np.linalg.solve(j @ j.T + DAMPING**2 * np.eye(6), velocity)
     fastest = float(np.abs(turns).max()) * CONTROL_RATE_HZ
-    return motion * min(1.0, USED * JOINT_SPEED / max(fastest, 1e-9))
+    return motion * min(1.0, max(LEAST, USED * JOINT_SPEED / max(fastest, 1e-9)))
