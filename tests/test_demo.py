@@ -19,7 +19,7 @@ from roboflamingo.cli import estimate
 from roboflamingo.cli.main import main
 from roboflamingo.training.config import TrainConfig
 from roboflamingo.training.config_parts import DataConfig, TrainableConfig
-from roboflamingo.weights.acting import identity
+from roboflamingo.weights.acting import identity, read_acting
 from runs import metrics, tiny_policy
 
 
@@ -57,7 +57,8 @@ def test_it_leaves_a_policy_a_report_and_results(finished: Path) -> None:
     assert set(results) == {"closed_loop", "open_loop", "execute"}
     assert set(results["execute"]) == {"1", "4", "8"}
     assert results["closed_loop"]["chains"] == 1
-    assert (run / "train2" / "policy" / "config.yaml").is_file()
+    acting = read_acting(run / "train2" / "policy")
+    assert acting.execute == 4 and acting.leash == 0.05
     assert (run / "closed_loop" / "videos" / "chain_000.mp4").stat().st_size > 1000
     assert "<svg" in (run / "report.html").read_text()
 

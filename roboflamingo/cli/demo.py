@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from roboflamingo.cli.estimate import estimate, measure
 from roboflamingo.training.launching import is_launched
 from roboflamingo.training.precision import computes_in_bf16
 from roboflamingo.training.train import TrainingStopped, train
+from roboflamingo.weights.acting import read_acting, save_acting
 
 EXAMPLES = """
 roboflamingo demo --config configs/demo_short.yaml
@@ -128,6 +129,8 @@ def _rounds(config: DemoConfig, console: Console) -> Path:
         console.rule(f"round {number + 1}: training for {each.steps} steps")
         policy = train(training_config(config, number, data, policy), console=console)
     assert policy is not None
+    if config.execute:
+        save_acting(policy, replace(read_acting(policy), execute=config.execute[0]))
     return policy
 
 

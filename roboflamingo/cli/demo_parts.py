@@ -56,7 +56,8 @@ class DemoConfig:
         devices: training processes.
         precision: of training; auto is bf16 where the processor computes in it.
         chains: official chains to evaluate, closed-loop and open-loop.
-        execute: further values of E for the plot of average length against E.
+        execute: further values of E for the plot of average length against E. The first is saved with the policy: it
+            is what `evaluate` and `watch` take.
         videos: chains to film.
         seed: decides everything that is drawn.
         workers: processes for collecting and evaluating; one per core by default.
