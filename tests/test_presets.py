@@ -26,8 +26,8 @@ def test_a_preset_is_one_policy_however_it_is_asked_for(name: str, tmp_path: Pat
     file.write_text(f"policy: {{backbone: {{preset: {name}}}}}\n")
     assert parsed("--policy.backbone.preset", name) == preset(name) == parsed("--config", str(file))
     file.write_text(f"policy:\n  chunk: 3\n  backbone: {{preset: {name}}}\n  cameras: {{front: {{size: 112}}}}\n")
-    cameras = calvin_cameras(112, 56)
-    typed = ("--policy.chunk=3", "--policy.cameras.rgb_static.size=112", "--policy.cameras.rgb_gripper.size=56")
+    cameras = calvin_cameras(112, 224)
+    typed = ("--policy.chunk=3", "--policy.cameras.rgb_static.size=112", "--policy.cameras.rgb_gripper.size=224")
     shifts = [f"--policy.cameras.{camera}.shift=3" for camera in cameras]
     assert parsed("--policy.backbone.preset", name, *typed, *shifts) == preset(name, chunk=3, cameras=cameras)
     assert parsed("--config", str(file)).cameras.keys() == {"front"} and parsed("--config", str(file)).chunk == 3
