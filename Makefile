@@ -7,7 +7,7 @@ DEMO   ?= short
 .PHONY: help install demo test lint clean
 
 help:
-	@echo "make demo              collect, train, evaluate and report on the play table (16 to 35 minutes on 2 cores)"
+	@echo "make demo              collect, train, evaluate and report on the play table (it says how long; some 15 minutes on 2 cores)"
 	@echo "make demo DEMO=long    the same for about 2 hours, with a better policy"
 	@echo "make test              every test, on all cores"
 	@echo "make lint              ruff and mypy"
