@@ -39,14 +39,6 @@ def smoke(name: str, out: Path, *words: str) -> dict[str, Any]:
     return result
 
 
-def skip_what_needs(name: str) -> None:
-    """Skips a grid whose weights are not there."""
-    try:
-        read_grid(GRIDS[name]).check_needs()
-    except UserError as error:
-        pytest.skip(str(error))
-
-
 def test_the_nine_are_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(GRIDS) == NAMES
     main(["ablate", "--list"])
@@ -56,7 +48,6 @@ def test_the_nine_are_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_smoke_version_ends_in_table_plot_and_paragraph(name: str, out: Path) -> None:
-    skip_what_needs(name)
     summary = smoke(name, out)
     grid = read_grid(GRIDS[name], smoke=True)
     assert [member["name"] for member in summary["members"]] == [member.name for member in grid.members]

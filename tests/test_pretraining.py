@@ -171,3 +171,8 @@ def test_scene_d_is_never_learned_from(tmp_path: Path) -> None:
     training = PretrainConfig(run=str(tmp_path))
     with pytest.raises(UserError, match=r"pictures\.scenes has D"):
         PretrainVerb(training, pictures=replace(SMALL, scenes=("A", "D"), varied=False))
+
+
+def test_pictures_that_would_not_be_used_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"training\.data does nothing here"):
+        PretrainVerb(PretrainConfig(run=str(tmp_path), data=["elsewhere"]))

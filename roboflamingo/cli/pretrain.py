@@ -31,7 +31,7 @@ class PretrainVerb:
         folder: where pictures go, or lie: `train`, `held_out` (other worlds of the same kind) and `d` (scene D).
         held_out: pictures of each of the two held-out sets.
         workers: processes that draw; one per core by default.
-        training: how the model learns from them. `data` and `held_out` are filled in.
+        training: how the model learns from them. Its `data` and `held_out` are what was drawn and cannot be given.
     """
 
     training: PretrainConfig
@@ -42,6 +42,11 @@ class PretrainVerb:
 
     def __post_init__(self) -> None:
         check_ranges(self, "", UserError, held_out=COUNT, workers=COUNT)
+        for key in ("data", "held_out"):
+            if getattr(self.training, key):
+                raise UserError(
+                    f"training.{key} does nothing here: pictures are those in folder {self.folder}; leave it out"
+                )
         if UNSEEN in self.pictures.scenes:
             raise UserError(f"pictures.scenes has {UNSEEN}, on which models are tested: they never learn from it")
 
